@@ -1,0 +1,252 @@
+"""The settings of an experiment, checked whole before anything runs.
+
+`load` reads `params.yaml` and any overlays and either returns a `Params` or raises `BadSettings` with every problem at once: file, key,
+value and what is allowed. This module imports nothing of the project.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_]*$")]
+SamplerName = Literal["dpmsolver++", "ddim", "pndm", "lms", "euler"]
+PromptFormat = Literal["i2p", "authors", "one_column", "coco", "ring_a_bell", "direct"]
+
+
+class BadSettings(ValueError):
+    """Settings that cannot be used; the message lists every problem."""
+
+
+class Strict(BaseModel):
+    """A settings block: unknown keys are errors, values do not change after loading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Model(Strict):
+    """The checkpoint under test: a diffusers folder, a hub id with a revision, or a single safetensors file."""
+
+    path: str
+    revision: str | None = None
+    architecture: Literal["sd1", "sd2", "sdxl"] = "sd1"
+    resolution: Annotated[int, Field(ge=16, multiple_of=8)]
+
+
+class Sampler(Strict):
+    """How images are sampled; every field is part of a cell's identity, except `batch`, which changes no image."""
+
+    name: SamplerName
+    steps: Annotated[int, Field(ge=1, le=1000)]
+    guidance: Annotated[float, Field(ge=0)]
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    batch: Annotated[int, Field(ge=1)] = 32
+
+
+class Theme(Strict):
+    """A theme to erase. detailed: its keywords, the theme word first; safe: the surrogate that takes its place;
+    concise: a given concise set, used only when `keywords.concise` is "given"."""
+
+    detailed: Annotated[list[str], Field(min_length=1)]
+    safe: str
+    concise: list[str] = []
+
+    @model_validator(mode="after")
+    def _concise_is_part(self) -> Theme:
+        odd = [word for word in self.concise if word not in self.detailed]
+        if odd:
+            raise ValueError(f"concise keywords {odd} are not among the detailed ones {self.detailed}")
+        return self
+
+
+class Source(Strict):
+    """One file of prompts. rows: the expected number of rows; repetitions: seeds per prompt for formats without seeds."""
+
+    format: PromptFormat
+    path: str
+    rows: Annotated[int, Field(ge=1)] | None = None
+    repetitions: Annotated[int, Field(ge=1)] = 1
+    toxicity: str | None = None
+
+
+class Suite(Strict):
+    """A prompt suite. kind: "unsafe" suites are judged for erasure, "benign" ones for what erasing broke.
+    theme: set for suites that belong to one theme only (adversarial prompts)."""
+
+    kind: Literal["unsafe", "benign"]
+    theme: Name | None = None
+    sources: Annotated[dict[str, Source], Field(min_length=1)]
+    shard: Annotated[int, Field(ge=1)] = 2000
+
+
+class Keywords(Strict):
+    """How concise keyword sets come about: "derived" by cross-suppression, or "given" per theme.
+    seeds: images per keyword prompt; threshold: least suppression (in percent) that counts as covering."""
+
+    concise: Literal["derived", "given"] = "derived"
+    template: str = "{}"
+    seeds: Annotated[int, Field(ge=1)] = 10
+    threshold: Annotated[float, Field(ge=0, le=100)] = 50.0
+
+
+class TrainingImages(Strict):
+    """Sizes of the training sets per theme, and for all themes together."""
+
+    sizes: list[Annotated[int, Field(ge=1)]]
+    all: Annotated[int, Field(ge=1)]
+    sampler: Sampler
+
+
+class Variants(Strict):
+    """Which variants are run: themes (and "all"), keyword sets for text-only methods."""
+
+    themes: list[str]
+    keyword_sets: list[Literal["detailed", "concise"]]
+    all_keyword_sets: list[Literal["detailed", "concise"]]
+
+
+class Detector(Strict):
+    """A judge. kind: the module of palimpsest.detectors; path: its weights (folder or hub id)."""
+
+    kind: Name
+    path: str
+    revision: str | None = None
+    batch: Annotated[int, Field(ge=1)] = 64
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+
+
+class Rule(Strict):
+    """How scores become verdicts. joined: one question per theme; any_keyword: the largest of the keyword questions.
+    texts: theme -> another question text than its joined keywords (the benchmark's code asks just one word for its first theme)."""
+
+    kind: Literal["joined", "any_keyword"]
+    threshold: Annotated[float, Field(ge=0, le=1)] = 0.5
+    texts: dict[str, str] = {}
+
+
+class Statistics(Strict):
+    """Resamples of the cluster bootstrap, its confidence level, and the least number of unsafe base images for a rank."""
+
+    resamples: Annotated[int, Field(ge=100)] = 2000
+    confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
+    least_base_unsafe: Annotated[int, Field(ge=1)] = 30
+
+
+class Report(Strict):
+    """blur: whether images are blurred until clicked (always on for real suites); pairs: image pairs per method and theme."""
+
+    blur: bool = True
+    pairs: Annotated[int, Field(ge=0)] = 4
+    title: str = ""
+
+
+class Params(Strict):
+    """The settings of one experiment."""
+
+    experiment: Name
+    seed: Annotated[int, Field(ge=0, lt=2**32)]
+    model: Model
+    sampler: Sampler
+    themes: Annotated[dict[str, Theme], Field(min_length=1)]
+    variants: Variants
+    suites: Annotated[dict[str, Suite], Field(min_length=1)]
+    keywords: Keywords = Keywords()
+    training_images: TrainingImages
+    retain: list[str] = []
+    methods: Literal["all"] | dict[str, list[str]] = "all"
+    overrides: dict[str, dict[str, Any]] = {}
+    detectors: Annotated[dict[str, Detector], Field(min_length=1)]
+    judge: str
+    rules: Annotated[dict[str, Rule], Field(min_length=1)]
+    statistics: Statistics = Statistics()
+    report: Report = Report()
+    gates: dict[str, Any] = {}
+
+    @model_validator(mode="after")
+    def _names_exist(self) -> Params:
+        problems = []
+        allowed = [*self.themes, "all"]
+        problems += [f"variants.themes: {t!r} is no theme; allowed: {allowed}" for t in self.variants.themes if t not in allowed]
+        for name, suite in self.suites.items():
+            if suite.theme and suite.theme not in self.themes:
+                problems.append(f"suites.{name}.theme: {suite.theme!r} is no theme; allowed: {list(self.themes)}")
+        if self.judge not in self.detectors:
+            problems.append(f"judge: {self.judge!r} is no detector; allowed: {list(self.detectors)}")
+        for name, rule in self.rules.items():
+            problems += [f"rules.{name}.texts: {t!r} is no theme; allowed: {list(self.themes)}" for t in rule.texts if t not in self.themes]
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+
+def merge(base: Mapping[str, Any], overlay: Mapping[str, Any]) -> dict[str, Any]:
+    """Lay `overlay` over `base`: mappings are merged key by key, anything else is replaced; a value of None removes the key."""
+    merged = dict(base)
+    for key, value in overlay.items():
+        if value is None:
+            merged.pop(key, None)
+        elif isinstance(value, Mapping) and isinstance(merged.get(key), Mapping):
+            merged[key] = merge(merged[key], value)
+        else:
+            merged[key] = value
+    return merged
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """A YAML mapping. Raises BadSettings naming file and line when it is none."""
+    path = Path(path)
+    try:
+        value = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise BadSettings(f"{path}: no such file") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise BadSettings(f"{path}: not readable as YAML: {error}") from error
+    if not isinstance(value, dict):
+        raise BadSettings(f"{path}: expected a mapping of settings, found {type(value).__name__}")
+    return value
+
+
+def problems_of(error: ValidationError, where: str, allowed: Mapping[str, Sequence[str]] | None = None) -> list[str]:
+    """One line per problem: file, key, value, what is allowed."""
+    lines = []
+    for item in error.errors():
+        key = ".".join(str(part) for part in item["loc"])
+        value = item.get("input")
+        shown = "" if isinstance(value, dict | list) else f" (value: {value!r})"
+        text = item["msg"].removeprefix("Value error, ")
+        if item["type"] == "extra_forbidden":
+            known = list((allowed or {}).get(key.rpartition(".")[0], ()))
+            near = difflib.get_close_matches(key.rpartition(".")[2], known, 1)
+            text = "unknown key" + (f"; did you mean {near[0]!r}?" if near else "") + (f" allowed: {known}" if known else "")
+        lines.append(f"{where}: {key or '(whole file)'}: {text}{shown}")
+    return lines
+
+
+def _known_keys(model: type[BaseModel], prefix: str = "") -> dict[str, list[str]]:
+    keys = {prefix: list(model.model_fields)}
+    for name, info in model.model_fields.items():
+        if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
+            keys |= _known_keys(info.annotation, f"{prefix}.{name}".strip("."))
+    return keys
+
+
+def parse(settings: Mapping[str, Any], where: str = "params.yaml") -> Params:
+    """Check settings that were already read. Raises BadSettings with every problem."""
+    try:
+        return Params.model_validate(settings)
+    except ValidationError as error:
+        lines = problems_of(error, where, _known_keys(Params))
+        raise BadSettings("\n".join([f"{len(lines)} problem(s) in the settings:", *lines])) from error
+
+
+def load(*paths: str | Path) -> Params:
+    """Read `params.yaml` and overlays, later ones over earlier ones. Raises BadSettings with every problem."""
+    settings: dict[str, Any] = {}
+    for path in paths:
+        settings = merge(settings, read_yaml(path))
+    return parse(settings, where=" + ".join(str(path) for path in paths))

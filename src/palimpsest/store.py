@@ -1,0 +1,173 @@
+"""Reading and writing artifacts: whole or not at all, with the recipe inside, and refused with a remedy when damaged.
+
+A file is written beside its place and renamed when it is complete, so the right name never stands for half an artifact.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+    import polars as pl
+    import pyarrow as pa
+    from torch import Tensor
+
+META = b"palimpsest"
+
+
+class CorruptArtifact(RuntimeError):
+    """An artifact that cannot be read. The message names the file and the command that brings it back."""
+
+
+def _corrupt(path: Path, cause: Exception) -> CorruptArtifact:
+    return CorruptArtifact(
+        f"{path} cannot be read ({type(cause).__name__}: {cause}). Delete it and run `snakemake` again to recompute it, "
+        f"or `dvc checkout --force {path}` to bring back the shared copy."
+    )
+
+
+@contextmanager
+def atomic(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; rename it to `path` when the block ends well, remove it when it does not."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        yield part
+        with open(part, "rb") as handle:
+            os.fsync(handle.fileno())
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def write_json(value: Any, path: str | Path) -> None:
+    """Write JSON with sorted keys, indented, ending in a newline."""
+    with atomic(path) as part:
+        part.write_text(json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def read_json(path: str | Path) -> Any:
+    """Read JSON. Raises CorruptArtifact when the file is not JSON."""
+    path = Path(path)
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, UnicodeDecodeError) as error:
+        raise _corrupt(path, error) from error
+
+
+def write_parquet(
+    table: pa.Table | pl.DataFrame,
+    path: str | Path,
+    meta: Mapping[str, Any] | None = None,
+    image_columns: Sequence[str] = (),
+    row_group_size: int = 100,
+) -> None:
+    """Write a table with `meta` (JSON) in its schema metadata; equal tables give equal bytes.
+
+    image_columns: columns of struct{bytes: binary, path: string} holding PNG data; they are marked as Hugging Face `Image` features
+    and stored uncompressed.
+    """
+    import polars as pl
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    if isinstance(table, pl.DataFrame):
+        table = table.to_arrow(compat_level=pl.CompatLevel.oldest())
+    assert isinstance(table, pa.Table)
+    schema_meta = {META: json.dumps(dict(meta or {}), sort_keys=True, ensure_ascii=False).encode()}
+    if image_columns:
+        features = {"info": {"features": {name: _feature(table.schema.field(name), image_columns) for name in table.column_names}}}
+        schema_meta[b"huggingface"] = json.dumps(features, sort_keys=True).encode()
+    compression = {name: "zstd" for name in table.column_names if name not in image_columns}
+    compression |= {f"{name}.bytes": "none" for name in image_columns} | {f"{name}.path": "zstd" for name in image_columns}
+    with atomic(path) as part:
+        pq.write_table(
+            table.replace_schema_metadata(schema_meta), part, row_group_size=row_group_size, compression=compression
+        )
+
+
+def _feature(column: pa.Field, image_columns: Sequence[str]) -> dict[str, str]:
+    import pyarrow as pa
+
+    if column.name in image_columns:
+        return {"_type": "Image"}
+    names = {pa.large_string(): "string", pa.string(): "string", pa.float64(): "float64", pa.float32(): "float32"}
+    return {"_type": "Value", "dtype": names.get(column.type, str(column.type))}
+
+
+def read_parquet(path: str | Path, columns: Sequence[str] | None = None) -> pl.DataFrame:
+    """Read a table. Raises CorruptArtifact for a damaged file."""
+    import polars as pl
+
+    path = Path(path)
+    try:
+        return pl.read_parquet(path, columns=list(columns) if columns is not None else None)
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # polars raises several kinds for damaged files
+        raise _corrupt(path, error) from error
+
+
+def read_meta(path: str | Path) -> dict[str, Any]:
+    """The description stored inside a Parquet or safetensors artifact. Raises CorruptArtifact for a damaged file."""
+    import pyarrow.parquet as pq
+
+    path = Path(path)
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors import safe_open
+
+            with safe_open(path, "np") as handle:
+                return json.loads((handle.metadata() or {}).get(META.decode(), "{}"))
+        return json.loads((pq.read_schema(path).metadata or {}).get(META, b"{}"))
+    except FileNotFoundError:
+        raise
+    except Exception as error:
+        raise _corrupt(path, error) from error
+
+
+def write_tensors(tensors: Mapping[str, Tensor], path: str | Path, meta: Mapping[str, Any] | None = None) -> None:
+    """Write tensors as safetensors with `meta` (JSON) in the header; tensors are moved to the CPU and made contiguous."""
+    from safetensors.torch import save_file
+
+    ready = {name: value.detach().to("cpu").contiguous() for name, value in sorted(tensors.items())}
+    header = {META.decode(): json.dumps(dict(meta or {}), sort_keys=True, ensure_ascii=False)}
+    with atomic(path) as part:
+        save_file(ready, part, metadata=header)
+
+
+def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and description of a safetensors artifact. Raises CorruptArtifact for a damaged file."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    path = Path(path)
+    try:
+        return load_file(path), read_meta(path)
+    except SafetensorError as error:
+        raise _corrupt(path, error) from error
+
+
+def encode_png(image: np.ndarray) -> bytes:
+    """PNG bytes of a uint8 [H, W, 3] image; equal images give equal bytes."""
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, format="PNG", compress_level=1)
+    return buffer.getvalue()
+
+
+def decode_png(data: bytes) -> np.ndarray:
+    """The uint8 [H, W, 3] image in PNG bytes."""
+    import numpy as np
+    from PIL import Image
+
+    return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
