@@ -95,10 +95,11 @@ class Keywords(Strict):
 
 
 class TrainingImages(Strict):
-    """Sizes of the training sets per theme, and for all themes together."""
+    """Sizes of the training sets per theme, and for all themes together; templates: prompts with {} for the keyword or surrogate."""
 
     sizes: list[Annotated[int, Field(ge=1)]]
     all: Annotated[int, Field(ge=1)]
+    templates: Annotated[list[str], Field(min_length=1)] = ["{}"]
     sampler: Sampler
 
 

@@ -1,0 +1,135 @@
+"""Digests of the first-party code that a cell can reach, so that a cell is recomputed when that code changes and only then.
+
+Comments, docstrings, layout and annotations-only imports do not count. The import graph is static (grimp); the job driver compares
+it with what was really imported, so an import hidden from it fails the job instead of going unnoticed.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import importlib.util
+from collections.abc import Iterable, Iterator
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+PACKAGE = "palimpsest"
+
+
+def flat(tree: ast.AST) -> str:
+    """The meaning-bearing text of a syntax tree: node types and non-empty fields, without docstrings and positions.
+
+    `ast.dump` is not used because its text changes between Python versions; this text does not.
+    """
+    return "".join(_flat(tree))
+
+
+def _flat(node: Any) -> Iterator[str]:
+    if isinstance(node, ast.AST):
+        yield type(node).__name__
+        yield "("
+        for name, value in ast.iter_fields(node):
+            if name == "body" and isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+                value = _without_docstring(value)
+            if value is None or value == [] or name in ("type_comment", "kind", "type_ignores"):
+                continue
+            yield f"{name}="
+            yield from _flat(value)
+        yield ")"
+    elif isinstance(node, list):
+        yield "["
+        for item in node:
+            yield from _flat(item)
+        yield "]"
+    else:
+        yield f"{node!r},"
+
+
+def _without_docstring(body: list[ast.stmt]) -> list[ast.stmt]:
+    first = body[0] if body else None
+    if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and isinstance(first.value.value, str):
+        return body[1:]
+    return body
+
+
+@lru_cache(maxsize=1)
+def _graph() -> Any:
+    import grimp
+
+    return grimp.build_graph(PACKAGE, exclude_type_checking_imports=True, cache_dir=None)
+
+
+@lru_cache(maxsize=None)
+def reachable(root: str) -> frozenset[str]:
+    """All first-party modules that importing `root` can load, itself and parent packages included.
+
+    Raises ValueError when there is no such module.
+    """
+    graph = _graph()
+    if root not in graph.modules:
+        raise ValueError(f"no module {root!r} in the package {PACKAGE}")
+    found = {root, *graph.find_upstream_modules(root)}
+    parents = {".".join(name.split(".")[:depth]) for name in found for depth in range(1, name.count(".") + 1)}
+    return frozenset(found | parents)
+
+
+def source_path(module: str) -> Path:
+    """The file of a module. Raises ValueError when it has none."""
+    package, _, tail = module.partition(".")
+    spec = importlib.util.find_spec(package)
+    if spec is None:
+        raise ValueError(f"no package {package!r}")
+    if not spec.submodule_search_locations:
+        return Path(str(spec.origin))
+    base = Path(next(iter(spec.submodule_search_locations))).joinpath(*tail.split(".")) if tail else None
+    candidates = [base.with_suffix(".py"), base / "__init__.py"] if base else [Path(spec.submodule_search_locations[0]) / "__init__.py"]
+    for candidate in candidates:
+        if candidate.is_file():
+            return candidate
+    raise ValueError(f"module {module!r} has no source file")
+
+
+def module_digest(module: str) -> str:
+    """Digest of one module's code, read afresh from disk."""
+    return hashlib.sha256(flat(ast.parse(source_path(module).read_text(encoding="utf-8"))).encode()).hexdigest()
+
+
+@lru_cache(maxsize=None)
+def _cached_digest(module: str) -> str:
+    return module_digest(module)
+
+
+def digest(roots: Iterable[str], fresh: bool = False) -> str:
+    """Digest of everything reachable from the roots. fresh: read the files again instead of what this process saw first.
+
+    A root outside this package (a third party's method) counts with its own file and its package's files it shares a folder with.
+    """
+    ours = sorted({m for root in roots if _is_ours(root) for m in reachable(root)})
+    theirs = sorted({m for root in roots if not _is_ours(root) for m in _foreign(root)})
+    of = module_digest if fresh else _cached_digest
+    lines = [f"{name} {of(name)}" for name in [*ours, *theirs]]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:32]
+
+
+def _is_ours(module: str) -> bool:
+    return module == PACKAGE or module.startswith(PACKAGE + ".")
+
+
+def _foreign(root: str) -> list[str]:
+    """The modules of a third party's top package; a single-file package counts as that file."""
+    package = root.partition(".")[0]
+    spec = importlib.util.find_spec(package)
+    if spec is None:
+        raise ValueError(f"no module {root!r}")
+    if not spec.submodule_search_locations:
+        return [package]
+    base = Path(next(iter(spec.submodule_search_locations)))
+    names = [(package, *path.relative_to(base).with_suffix("").parts) for path in sorted(base.rglob("*.py"))]
+    return [".".join(parts[:-1] if parts[-1] == "__init__" else parts) for parts in names]
+
+
+def unexpected(roots: Iterable[str], loaded: Iterable[str]) -> list[str]:
+    """First-party modules that were loaded although no root reaches them statically."""
+    allowed = {m for root in roots if _is_ours(root) for m in reachable(root)}
+    return sorted(m for m in loaded if _is_ours(m) and m not in allowed)

@@ -1,0 +1,69 @@
+"""Digests of raw inputs: prompt files, checkpoint folders, hub ids pinned to a revision."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from functools import lru_cache
+from pathlib import Path
+
+import yaml
+
+LARGE = 64 << 20
+MEMORY = Path(".palimpsest/digests.json")
+
+
+def fingerprint(path: str | Path, revision: str | None = None, root: str | Path = ".") -> str:
+    """The digest of a file or folder below `root`; "missing" when it is not there; the id itself for a hub id.
+
+    Content decides, never time stamps: an edit with an old date is seen. A file tracked by DVC counts by the hash in its `.dvc` file, so it
+    need not be present.
+    """
+    place = Path(root) / path
+    tracked = place.with_name(place.name + ".dvc")
+    if tracked.is_file():
+        return _from_dvc(tracked)
+    if place.is_dir():
+        files = sorted(p for p in place.rglob("*") if p.is_file() and not p.name.endswith(".md"))
+        lines = [f"{p.relative_to(place).as_posix()} {_file(p)}" for p in files]
+        return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:32]
+    if place.is_file():
+        return _file(place)
+    return f"{path}@{revision}" if revision else "missing"
+
+
+def _from_dvc(tracked: Path) -> str:
+    out = yaml.safe_load(tracked.read_text(encoding="utf-8"))["outs"][0]
+    return next(str(out[name]) for name in ("md5", "etag", "checksum") if name in out)
+
+
+def _file(path: Path) -> str:
+    size = path.stat().st_size
+    return _remembered(path) if size >= LARGE else _hash(path)
+
+
+def _hash(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as handle:
+        while block := handle.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()[:32]
+
+
+@lru_cache(maxsize=None)
+def _remembered(path: Path) -> str:
+    """Digest of a large file, remembered by inode, size and times to the nanosecond (ctime cannot be set back by hand)."""
+    stat = path.stat()
+    mark = f"{path.resolve()}|{stat.st_ino}|{stat.st_size}|{stat.st_mtime_ns}|{stat.st_ctime_ns}"
+    try:
+        known = json.loads(MEMORY.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        known = {}
+    if mark not in known:
+        known[mark] = _hash(path)
+        MEMORY.parent.mkdir(exist_ok=True)
+        part = MEMORY.with_name(f"{MEMORY.name}.{os.getpid()}.part")
+        part.write_text(json.dumps(known), encoding="utf-8")
+        os.replace(part, MEMORY)
+    return known[mark]

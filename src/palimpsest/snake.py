@@ -1,0 +1,109 @@
+"""The seam between Snakemake and the plan: everything the Snakefile and the rules call. Nothing else knows Snakemake."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from palimpsest import params as settings
+from palimpsest.job import failure_path
+from palimpsest.plan import PATTERNS, Cell, Plan, build
+
+__all__ = ["PATTERNS", "cell", "explain_failures", "inputs", "link_latest", "log", "plan", "preflight"]
+
+DEFAULT = "params.yaml"
+
+
+def plan(workflow: Any) -> Plan:
+    """The plan of params.yaml and the overlays given with `--configfile`. Stops with every problem in the settings at once."""
+    from snakemake.exceptions import WorkflowError
+
+    config = workflow.config_settings
+    if config.config:
+        raise WorkflowError(
+            f"--config {dict(config.config)}: settings come from files only, so that a result can be repeated. "
+            "Put them in a YAML file and give it with --configfile."
+        )
+    overlays = [str(path) for path in config.configfiles or []]
+    try:
+        made = build(settings.load(DEFAULT, *overlays))
+    except settings.BadSettings as error:
+        raise WorkflowError(str(error)) from None
+    link_latest(made)
+    return made
+
+
+def _find(made: Plan, rule_output: str) -> Cell:
+    try:
+        return made.cells[rule_output]
+    except KeyError:
+        raise LookupError(
+            f"{rule_output} is no artifact of this experiment: its key belongs to other settings or other code. "
+            "`palimpsest explain` names the artifacts of the current plan."
+        ) from None
+
+
+def inputs(made: Plan, step: str) -> Callable[[Any], list[Any]]:
+    """An input function: the upstream artifacts of the cell, marked ancient because names, not times, decide."""
+    from snakemake.ioflags import ancient
+
+    def find(wildcards: Any) -> list[Any]:
+        return [ancient(c.path) for c in _find(made, PATTERNS[step].format(**dict(wildcards.items()))).inputs]
+
+    return find
+
+
+def cell(made: Plan) -> Callable[..., dict[str, Any]]:
+    """A params function: the plain description of the cell for the job script."""
+
+    def find(wildcards: Any, output: Any, threads: int) -> dict[str, Any]:
+        spec = _find(made, str(output[0])).spec()
+        return {**spec, "hints": {**spec["hints"], "threads": threads}}
+
+    return find
+
+
+def log(step: str) -> str:
+    """Where the output of a job goes."""
+    return "logs/" + PATTERNS[step].rsplit(".", 1)[0].replace("/index", "") + ".log"
+
+
+def preflight(made: Plan) -> None:
+    """Stop before any work when files or weights of a cell that will run are missing, saying where each belongs."""
+    from palimpsest.prompts.ingest import check_files
+    from palimpsest.weights import check_weights
+
+    needed = {c.step for c in made.needed()}
+    problems = check_files(made.params, made.root) if "prompts" in needed else []
+    problems += check_weights(made.params, made.root) if needed - {"prompts", "keywords", "aggregate", "report", "compare"} else []
+    if problems:
+        lines = "\n".join(f"  {n}. {problem}" for n, problem in enumerate(problems, 1))
+        print(f"Nothing was run: {len(problems)} thing(s) are missing.\n{lines}", file=sys.stderr, flush=True)
+        os._exit(1)
+
+
+def link_latest(made: Plan) -> None:
+    """Let `reports/<experiment>` lead to the report of this plan, if it is there."""
+    report = made.root / made.final.path
+    if not report.exists():
+        return
+    link = made.root / "reports" / made.params.experiment
+    if link.is_symlink() and os.readlink(link) == report.parent.name:
+        return
+    part = link.with_name(f"{link.name}.{os.getpid()}.part")
+    part.symlink_to(report.parent.name, target_is_directory=True)
+    os.replace(part, link)
+
+
+def explain_failures(made: Plan) -> None:
+    """Print what failed and what to do about it."""
+    for made_cell in made.cells.values():
+        record = failure_path(made_cell.key)
+        if record.exists():
+            reason = json.loads(record.read_text(encoding="utf-8"))["reason"]
+            print(f"failed: {made_cell.name}\n  {reason}", file=sys.stderr)
+    print("Run the same command again to go on: what is done stays done.", file=sys.stderr, flush=True)

@@ -1,0 +1,111 @@
+"""Step `aggregate`: the tidy table of all cells of an experiment. Costs and environments travel beside it in the metadata.
+
+Times differ from run to run, so they stay out of the table: equal scores give an equal table, byte for byte.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import polars as pl
+
+from palimpsest import store
+from palimpsest.job import Input, Job
+from palimpsest.metrics import tables
+from palimpsest.params import Rule, Statistics
+
+BASE = tables.BASE
+
+
+def grouped(inputs: Iterable[Input]) -> dict[tuple[str, ...], list[Input]]:
+    """Inputs by method, preset, variant, suite (and detector); the shards of a cell together, in order."""
+    found: dict[tuple[str, ...], list[Input]] = {}
+    for item in inputs:
+        where = item.where
+        place = (where["method"], where["preset"], where["variant"], where["suite"], where.get("detector", ""))
+        found.setdefault(place, []).append(item)
+    return {place: sorted(items, key=lambda i: int(i.where["shard"])) for place, items in found.items()}
+
+
+def joined(items: Iterable[Input], columns: list[str] | None = None) -> pl.DataFrame:
+    """The shards of one cell as one frame."""
+    return pl.concat([store.read_parquet(item.path, columns) for item in items])
+
+
+def rows_of(job: Job) -> pl.DataFrame:
+    """All rows of the table, unfinished."""
+    args = job.args
+    rules = {name: Rule.model_validate(rule) for name, rule in args["rules"].items()}
+    statistics = Statistics.model_validate(args["statistics"])
+    scores, comparisons = grouped(job.of("score")), grouped(job.of("compare"))
+    cached: dict[tuple[str, ...], pl.DataFrame] = {}
+    parts = []
+    for run, place in places(args["runs"], scores):
+        base_place = (BASE, run["base"], "none", place[3], place[4])
+        if base_place not in cached:
+            cached[base_place] = joined(scores[base_place])
+        drift_shards = comparisons.get((*place[:4], ""))
+        identity = {name: run[name] for name in ("method", "preset", "theme", "keyword_set", "training_images")}
+        parts.append(
+            tables.cell_rows(
+                args["experiment"],
+                cached[base_place],
+                joined(scores[place]),
+                {**identity, "suite": place[3], "detector": place[4]},
+                rules,
+                args["themes"],
+                statistics,
+                args["seed"],
+                kind=args["suites"][place[3]],
+                drift=joined(drift_shards, ["image_id", "source", "rmse"]) if drift_shards else None,
+            )
+        )
+    return pl.concat(parts)
+
+
+def places(runs: list[dict[str, Any]], scores: Mapping[tuple[str, ...], Any]) -> list[tuple[dict[str, Any], tuple[str, ...]]]:
+    """Every run with every place it was scored at; baselines of other samplers count as runs of the base."""
+    known = {(r["method"], r["preset"], r["variant"]): r for r in runs}
+    base = next(r for r in runs if r["method"] == BASE)
+    found = []
+    for place in scores:
+        run = known.get(place[:3])
+        if run is None and place[0] == BASE:
+            run = {**base, "preset": place[1], "base": place[1]}
+        if run is not None:
+            found.append((run, place))
+    return found
+
+
+def costs_of(job: Job) -> list[dict[str, Any]]:
+    """Seconds and memory of fitting and sampling, one row per scored shard of the first detector."""
+    rows, seen = [], set()
+    for item in job.of("score"):
+        place = tuple(item.where[name] for name in ("method", "preset", "variant", "suite", "shard"))
+        if place in seen:
+            continue
+        seen.add(place)
+        made = store.read_meta(item.path)["generation"]
+        fit = made.get("fit", {})
+        rows.append(
+            {
+                **{name: item.where[name] for name in ("method", "preset", "variant", "suite", "shard")},
+                "images": made["images"],
+                "job_seconds": made["seconds"],
+                "sampling_seconds": made["sampling_seconds"],
+                "peak_memory_mb": made["peak_memory_mb"],
+                "fit_seconds": fit.get("fit", {}).get("fit_seconds"),
+                "fit_peak_memory_mb": fit.get("peak_memory_mb"),
+                "unet_evaluations": fit.get("fit", {}).get("unet_evaluations"),
+                "losses": fit.get("fit", {}).get("losses", []),
+                "keywords": fit.get("fit", {}).get("keywords", []),
+                "environment": made["environment"],
+            }
+        )
+    return rows
+
+
+def run(job: Job) -> None:
+    table = tables.finish(rows_of(job))
+    job.write_parquet(table, {"costs": costs_of(job), "runs": job.args["runs"]})

@@ -1,0 +1,38 @@
+"""Step `erase`: fit one method on one variant."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+
+from palimpsest import store
+from palimpsest.job import Job
+from palimpsest.methods.contract import ImageSet, TrainingData
+from palimpsest.steps.common import method_of, model_of, target_of
+
+
+def training_data(job: Job) -> TrainingData:
+    """The image sets of this variant, chunks of one theme and role joined in order."""
+    groups: dict[tuple[str, str], list[tuple[np.ndarray, str]]] = {}
+    for item in job.of("images"):
+        frame = store.read_parquet(item.path, ["image", "prompt"])
+        rows = groups.setdefault((item.where["theme"], item.where["role"]), [])
+        rows += [(store.decode_png(r["image"]["bytes"]), r["prompt"]) for r in frame.iter_rows(named=True)]
+    sets = [
+        ImageSet(theme, role, np.stack([image for image, _ in rows]), tuple(prompt for _, prompt in rows))  # type: ignore[arg-type]
+        for (theme, role), rows in groups.items()
+    ]
+    return TrainingData(tuple(sets))
+
+
+def run(job: Job) -> None:
+    module, settings = method_of(job)
+    pipeline = model_of(job)
+    target = target_of(job)
+    data = training_data(job)
+    started = time.perf_counter()
+    artifact = module.fit(pipeline, target, data, settings, job.args["seed"])
+    seconds = round(time.perf_counter() - started, 3)
+    fit = {**artifact.meta, "fit_seconds": seconds, "keywords": list(target.keywords)}
+    job.write_tensors(artifact.tensors, {"fit": fit})

@@ -1,0 +1,15 @@
+"""Step `prompts`: one prompt suite in the common schema, gated, with every warning counted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from palimpsest.job import Job
+from palimpsest.params import Suite
+from palimpsest.prompts.ingest import ingest
+
+
+def run(job: Job) -> None:
+    suite = Suite.model_validate(job.args["suite"])
+    frame, meta = ingest(job.where["suite"], suite, job.args["seed"], Path("."))
+    job.write_parquet(frame, meta)
