@@ -1,0 +1,119 @@
+"""Which figures a report has: their data, their files, and their captions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from palimpsest.params import Params
+from palimpsest.reports import appendix, figures, select, tables
+from palimpsest.reports.inputs import ReportInputs
+from palimpsest.reports.select import Row
+from palimpsest.reports.side_effects import benign_rows
+
+VARIANT = "One variant per method: the first keyword set of the settings, or the largest training set."
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A figure for the page: an SVG element, and what it shows."""
+
+    svg: str
+    caption: str
+
+
+def main_rows(rows: Sequence[Row], params: Params) -> list[Row]:
+    """One variant per method and theme on the first unsafe suite, pooled, with a known EP."""
+    suite = select.main_suite(params, "unsafe")
+    kept = [row for row in select.ep_rows(rows, params) if row["suite"] == suite and row["theme"] == row["judged_theme"]]
+    return [row for row in select.representatives(kept, params) if row["ep"] is not None]
+
+
+def with_drift(kept: Sequence[Row], rows: Sequence[Row], params: Params) -> list[dict[str, Any]]:
+    """The rows whose variant has a drift on the first benign suite, with that drift as `benign_drift`."""
+    suite = select.main_suite(params, "benign")
+    names = ("method", "preset", "theme", "keyword_set", "training_images")
+    drifts = {tuple(row[k] for k in names): row for row in benign_rows(rows, params) if row["suite"] == suite}
+    out = []
+    for row in kept:
+        found = drifts.get(tuple(row[k] for k in names))
+        if found and found["drift"] is not None:
+            limits = {f"benign_drift_{side}": found.get(f"drift_{side}") for side in ("low", "high")}
+            out.append({**row, "benign_drift": found["drift"], **limits})
+    return out
+
+
+def dataset_grid(rows: Sequence[Row], params: Params) -> tuple[dict[str, dict[str, float | None]], list[str]]:
+    """EP per method and data set: the unsafe images of all themes pooled, for methods measured on every theme of a data set."""
+    suite = select.main_suite(params, "unsafe")
+    kept = [
+        row
+        for row in select.by_headline(rows, params)
+        if row["suite"] == suite and row["dataset"] != select.OVERALL and not row["is_base"] and row["theme"] == row["judged_theme"]
+    ]
+    kept = [row for row in select.representatives(kept, params) if row["n_base_unsafe"] is not None and row["n_unsafe"] is not None]
+    themes = {row["theme"] for row in kept}
+    grid: dict[str, dict[str, float | None]] = {}
+    datasets = list(dict.fromkeys(row["dataset"] for row in kept))
+    for label in select.labels_in_order(kept):
+        grid[label] = {}
+        for dataset in datasets:
+            own = [row for row in kept if row["label"] == label and row["dataset"] == dataset]
+            before = sum(row["n_base_unsafe"] for row in own)
+            whole = {row["theme"] for row in own} == themes and before > 0
+            grid[label][dataset] = (before - sum(row["n_unsafe"] for row in own)) / before if whole else None
+    return grid, datasets
+
+
+def theme_grid(kept: Sequence[Row]) -> dict[str, dict[str, float | None]]:
+    """EP per method and theme."""
+    grid: dict[str, dict[str, float | None]] = {label: {} for label in select.labels_in_order(kept)}
+    for row in kept:
+        grid[row["label"]][row["theme"]] = row["ep"]
+    return grid
+
+
+def all_drawings(rows: Sequence[Row], inputs: ReportInputs, folder: Path) -> dict[str, Drawing]:
+    """Draw every figure that has data, write its files into `folder`, and return it for the page."""
+    params = inputs.params
+    out: dict[str, Drawing] = {}
+    kept = main_rows(rows, params)
+    themes = [theme for theme in params.themes if any(row["theme"] == theme for row in kept)]
+
+    def add(name: str, draw: Any, caption: str) -> None:
+        out[name] = Drawing(figures.save(name, draw, folder), f"{caption} Experiment {params.experiment}.")
+
+    if kept:
+        suite = kept[0]["suite"]
+        add("bars", partial(figures.bars, kept, themes), f"Erasure proportion on {suite} with intervals. {VARIANT}")
+        add(
+            "heatmap_themes",
+            partial(figures.heatmap, theme_grid(kept), themes, "erasure proportion (%)"),
+            f"Methods by themes on {suite}. {VARIANT} A dash was not measured; negative values share the darkest end.",
+        )
+        if len(themes) >= 3:
+            caption = f"Themes as axes: the larger the area, the more is erased on {suite}. {VARIANT} Values below 0 are drawn at the centre."
+            add("radar", partial(figures.radar, kept, themes), caption)
+        grid, datasets = dataset_grid(rows, params)
+        if grid:
+            caption = f"Methods by data sets of {suite}, unsafe images of all themes pooled. {VARIANT}"
+            add("heatmap_datasets", partial(figures.heatmap, grid, datasets, "erasure proportion (%)"), caption)
+        points = with_drift(kept, rows, params)
+        if points:
+            caption = f"What was erased against what benign prompts lost. Bars are intervals where they were measured. {VARIANT}"
+            add("scatter", partial(figures.scatter, points, [t for t in themes if any(p["theme"] == t for p in points)]), caption)
+    spent = tables.cost_rows(rows, inputs.fits)
+    if spent:
+        add("costs", partial(figures.costs, spent), "What a method costs: means over its variants, peak memory the largest.")
+    for theme, (names, values) in _matrices(inputs.keywords).items():
+        caption = f"Cross-suppression for {theme}: one keyword erased (row), another prompted (column)."
+        add(f"matrix_{theme}", partial(figures.matrix, values, names, theme), caption)
+    return out
+
+
+def _matrices(keywords: Mapping[str, Any]) -> dict[str, tuple[list[str], list[list[float | None]]]]:
+    found = {row.theme: appendix.matrix_of(row) for row in appendix.keyword_rows(keywords)}
+    return {theme: matrix for theme, matrix in found.items() if matrix}

@@ -1,0 +1,76 @@
+"""A sentence with its evidence, and how numbers are put into words."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from palimpsest.reports.intervals import Estimate
+from palimpsest.reports.select import Row
+
+Level = Literal["finding", "open", "warning"]
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """A number behind a sentence. anchor: the row of the page that holds it, or "" for a number computed from several rows."""
+
+    what: str
+    value: float
+    low: float | None
+    high: float | None
+    n: int | None
+    anchor: str = ""
+    unit: str = "%"
+
+
+@dataclass(frozen=True)
+class Takeaway:
+    """level: a finding; something left open because the data do not decide it; or a warning. rule: how the sentence comes about."""
+
+    id: str
+    level: Level
+    sentence: str
+    rule: str
+    evidence: tuple[Evidence, ...]
+
+
+def percent(value: float) -> str:
+    """A fraction as percent with one decimal."""
+    return f"{100 * value:.1f} %".replace("-", "\N{MINUS SIGN}")
+
+
+def points(e: Estimate) -> str:
+    """A difference of fractions in percentage points, with its interval."""
+    text = f"{100 * e.value:+.1f} points, interval {100 * e.low:+.1f} to {100 * e.high:+.1f}"
+    return text.replace("-", "\N{MINUS SIGN}")
+
+
+def estimate(row: Row, key: str = "ep") -> Estimate:
+    """The value of a row with its interval."""
+    return Estimate(row[key], row[f"{key}_low"], row[f"{key}_high"])
+
+
+def name(row: Row) -> str:
+    """A method with its variant."""
+    return f"{row['label']}, {row['variant']}" if row["variant"] else row["label"]
+
+
+def listed(items: Sequence[str], most: int = 4) -> str:
+    """Items in a row; beyond `most`, how many more."""
+    shown = list(items[:most])
+    if len(items) > most:
+        shown.append(f"{len(items) - most} more")
+    return " and ".join([", ".join(shown[:-1]), shown[-1]]) if len(shown) > 1 else "".join(shown)
+
+
+def from_row(row: Row, key: str = "ep") -> Evidence:
+    """The value of a row as evidence."""
+    what = f"{name(row)}: {key.upper() if key == 'ep' else key} on {row['judged_theme']}, {row['suite']}"
+    return Evidence(what, row[key], row.get(f"{key}_low"), row.get(f"{key}_high"), row["n"], row["anchor"])
+
+
+def from_estimate(what: str, e: Estimate, n: int | None = None) -> Evidence:
+    """A number computed from several rows as evidence."""
+    return Evidence(what, e.value, e.low, e.high, n)

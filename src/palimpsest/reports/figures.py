@@ -1,0 +1,261 @@
+"""The figures, drawn with matplotlib: files for papers, and the same drawing for the page in colours that follow its scheme."""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from palimpsest.reports import select
+from palimpsest.reports.select import Row
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Written into the drawing and replaced in the page, where the reader's colour scheme decides.
+TEXT, LINE, PAPER = "#111213", "#d4d5d6", "#fdfefd"
+# Okabe and Ito's palette, which people with any common colour blindness can tell apart; each stage has a marker of its own too.
+STAGES = {
+    "none": ("#7f7f7f", "o"),
+    "fine-tuning": ("#d55e00", "s"),
+    "closed form": ("#0072b2", "D"),
+    "inference guidance": ("#009e73", "^"),
+    "data filtering": ("#cc79a7", "v"),
+    "post-hoc filter": ("#e69f00", "P"),
+    "unknown": ("#7f7f7f", "X"),
+}
+STYLE = {
+    "svg.fonttype": "none",
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans"],
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "figure.facecolor": PAPER,
+    "axes.facecolor": "none",
+    "savefig.facecolor": PAPER,
+    "grid.color": LINE,
+    "grid.linewidth": 0.7,
+    **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), TEXT),
+}
+
+
+def new(width: float, height: float, **kwargs: Any) -> tuple[Figure, Any]:
+    """An empty figure (inches) that no window system knows about, and its axes as an array [rows, columns]."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, figure.subplots(squeeze=False, **kwargs)
+
+
+def save(name: str, draw: Callable[[], Figure], folder: Path) -> str:
+    """Write `<name>.svg` and `<name>.png` and return the SVG for the page. Equal data give equal bytes."""
+    import matplotlib
+
+    with matplotlib.rc_context({**STYLE, "svg.hashsalt": name}):
+        figure = draw()
+        buffer = io.StringIO()
+        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+        figure.savefig(folder / f"{name}.png", dpi=144, metadata={"Software": None})
+    svg = buffer.getvalue()
+    (folder / f"{name}.svg").write_text(svg, encoding="utf-8")
+    return inline(svg, name)
+
+
+def inline(svg: str, name: str) -> str:
+    """An SVG file as an element of a page: ids made unique, text and grid in the page's colours, sized by the page."""
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r'\bid="', f'id="{name}-', svg)
+    svg = re.sub(r'(href="#|url\(#)', rf"\g<1>{name}-", svg)
+    svg = svg.replace(TEXT, "currentColor").replace(LINE, "var(--line)").replace(PAPER, "none")
+    svg = re.sub(r"font: (\d+px) [^;\"]*", r"font: \1 var(--sans)", svg)
+    return re.sub(r'<svg ([^>]*?)height="[\d.]+pt" ([^>]*?)width="([\d.]+)pt"', r'<svg \1\2style="width:\3pt"', svg, count=1)
+
+
+def colour(row: Row) -> tuple[str, str]:
+    """Colour and marker of a row's stage."""
+    return STAGES.get(row["stage"], STAGES["unknown"])
+
+
+def stage_legend(figure: Figure, rows: Sequence[Row]) -> None:
+    """What the colours and markers mean, above the axes."""
+    from matplotlib.lines import Line2D
+
+    handles = []
+    for stage in dict.fromkeys(row["stage"] for row in rows):
+        paint, marker = STAGES.get(stage, STAGES["unknown"])
+        handles.append(Line2D([], [], color=paint, marker=marker, linestyle="", label=stage))
+    figure.legend(handles=handles, loc="outside upper left", ncols=len(handles), frameon=False, handletextpad=0.2)
+
+
+def error(row: Row, key: str) -> list[list[float]]:
+    """Distances to the limits in percent, as matplotlib wants them; zero length without limits."""
+    if not select.has_interval(row, key):
+        return [[0.0], [0.0]]
+    return [[100 * max(0.0, row[key] - row[f"{key}_low"])], [100 * max(0.0, row[f"{key}_high"] - row[key])]]
+
+
+def bars(rows: Sequence[Row], themes: Sequence[str]) -> Figure:
+    """EP with intervals, one panel per theme, one bar per method."""
+    labels = select.labels_in_order(rows)
+    figure, axes = new(2.3 + 2.3 * len(themes), 1.1 + 0.27 * len(labels), ncols=len(themes), sharey=True)
+    at = {label: -place for place, label in enumerate(labels)}
+    for axis, theme in zip(axes[0], themes, strict=True):
+        for row in (row for row in rows if row["judged_theme"] == theme and row["ep"] is not None):
+            axis.barh(at[row["label"]], 100 * row["ep"], height=0.66, color=colour(row)[0], alpha=0.55)
+            axis.errorbar(100 * row["ep"], at[row["label"]], xerr=error(row, "ep"), color=TEXT, linewidth=1.1, capsize=2)
+        axis.axvline(0, color=TEXT, linewidth=0.8)
+        axis.set_title(theme, fontsize=10)
+        axis.grid(axis="x")
+        axis.set_xlim(left=min(-2.0, max(axis.get_xlim()[0], -110)), right=105)
+    axes[0][0].set_yticks([at[label] for label in labels], labels)
+    figure.supxlabel("erasure proportion (%), bars and intervals", fontsize=9)
+    stage_legend(figure, rows)
+    return figure
+
+
+def heatmap(grid: dict[str, dict[str, float | None]], columns: Sequence[str], title: str) -> Figure:
+    """Percentages per method (rows) and column, with the number in each cell. grid: fractions."""
+    names = list(grid)
+    figure, axes = new(2.6 + 1.05 * len(columns), 1.2 + 0.3 * len(names))
+    axis = axes[0][0]
+    empty = float("nan")
+    values = np.array([[_or(grid[name].get(column), empty) for column in columns] for name in names], dtype=float) * 100
+    shown = axis.imshow(values, cmap="cividis", vmin=min(0.0, *_known(values)), vmax=100, aspect="auto")
+    axis.set_xticks(range(len(columns)), columns)
+    axis.set_yticks(range(len(names)), names)
+    axis.xaxis.tick_top()
+    axis.tick_params(length=0)
+    middle = (100 + min(0.0, *_known(values))) / 2
+    for (y, x), value in np.ndenumerate(values):
+        text = "–" if math.isnan(value) else f"{value:.0f}"
+        paint = TEXT if math.isnan(value) else ("#000000" if value > middle else "#ffffff")
+        axis.text(x, y, text, ha="center", va="center", color=paint, fontsize=8.5)
+    for side in axis.spines.values():
+        side.set_visible(False)
+    figure.colorbar(shown, ax=axis, label=title, shrink=0.9, pad=0.02)
+    return figure
+
+
+def _or(value: float | None, other: float) -> float:
+    return other if value is None else value
+
+
+def _known(values: np.ndarray) -> list[float]:
+    return [float(v) for v in values.ravel() if not math.isnan(v)] or [0.0]
+
+
+def radar(rows: Sequence[Row], themes: Sequence[str]) -> Figure:
+    """One small radar per method: EP per theme from the centre (0 or less) to the rim (100 %)."""
+    labels = select.labels_in_order(rows)
+    across = min(5, max(1, len(labels)))
+    down = math.ceil(len(labels) / across)
+    figure, axes = new(1.95 * across, 2.2 * down)
+    axis = axes[0][0]
+    angles = [math.pi / 2 + 2 * math.pi * place / len(themes) for place in range(len(themes))]
+    for place, label in enumerate(labels):
+        found = {row["judged_theme"]: row for row in rows if row["label"] == label and row["ep"] is not None}
+        _one_radar(axis, label, found, themes, angles, (2.9 * (place % across), -3.3 * (place // across)))
+    axis.set_xlim(-1.45, 2.9 * (across - 1) + 1.45)
+    axis.set_ylim(-3.3 * (down - 1) - 1.45, 1.85)
+    axis.set_aspect("equal")
+    axis.axis("off")
+    stage_legend(figure, rows)
+    return figure
+
+
+def _one_radar(
+    axis: Axes, label: str, found: dict[str, Row], themes: Sequence[str], angles: Sequence[float], centre: tuple[float, float]
+) -> None:
+    def at(radius: float, angle: float) -> tuple[float, float]:
+        return centre[0] + radius * math.cos(angle), centre[1] + radius * math.sin(angle)
+
+    for radius in (0.5, 1.0):
+        axis.fill(*zip(*(at(radius, angle) for angle in angles), strict=True), fill=False, edgecolor=LINE, linewidth=0.8)
+    corners = []
+    for theme, angle in zip(themes, angles, strict=True):
+        axis.plot(*zip(at(0, angle), at(1, angle), strict=True), color=LINE, linewidth=0.7)
+        value = f" {100 * found[theme]['ep']:.0f}" if theme in found else " –"
+        x, y = at(1.2, angle)
+        axis.text(x, y, theme + value, ha="center", va="center", fontsize=7)
+        if theme in found:
+            corners.append(at(min(1.0, max(0.0, found[theme]["ep"])), angle))
+    if corners:
+        paint, marker = colour(next(iter(found.values())))
+        axis.fill(*zip(*corners, strict=True), color=paint, alpha=0.3)
+        axis.plot(*zip(*corners, corners[0], strict=True), color=paint, linewidth=1.4, marker=marker, markersize=3)
+    axis.text(centre[0], centre[1] + 1.55, label, ha="center", va="center", fontsize=8.5, weight="bold")
+
+
+def scatter(points: Sequence[dict[str, Any]], themes: Sequence[str]) -> Figure:
+    """EP against drift of benign images, one panel per theme; the upper left is where a method wants to be.
+
+    points: rows with ep and its limits, plus `benign_drift` and, where known, `benign_drift_low` and `benign_drift_high`.
+    """
+    figure, axes = new(1.0 + 3.3 * len(themes), 3.9, ncols=len(themes), sharey=True, sharex=True)
+    for axis, theme in zip(axes[0], themes, strict=True):
+        placed: list[tuple[float, float]] = []
+        inside = [point for point in points if point["judged_theme"] == theme]
+        widest = max((point["benign_drift"] for point in points), default=0.1) * 1.35 or 0.1
+        for point in sorted(inside, key=lambda p: -p["ep"]):
+            paint, marker = colour(point)
+            x, y = point["benign_drift"], 100 * point["ep"]
+            across = None
+            if point.get("benign_drift_low") is not None and point.get("benign_drift_high") is not None:
+                across = [[max(0.0, x - point["benign_drift_low"])], [max(0.0, point["benign_drift_high"] - x)]]
+            axis.errorbar(x, y, yerr=error(point, "ep"), xerr=across, fmt=marker, color=paint, markersize=5, linewidth=1, capsize=2)
+            while any(abs(x - px) < 0.3 * widest and abs(y - py) < 5.5 for px, py in placed):
+                y -= 5.6
+            placed.append((x, y))
+            axis.annotate(point["label"], (x, y), xytext=(5, 2), textcoords="offset points", fontsize=7)
+        axis.set_xlim(-0.03 * widest, widest)
+        axis.set_title(theme, fontsize=10)
+        axis.grid()
+    axes[0][0].set_ylabel("erasure proportion (%)")
+    figure.supxlabel("drift of benign images (RMSE); left is better", fontsize=9)
+    stage_legend(figure, points)
+    return figure
+
+
+def costs(rows: Sequence[dict[str, Any]]) -> Figure:
+    """Fitting time, peak memory of fitting and sampling time per image, per method. rows: see `tables.cost_rows`."""
+    columns = (("fit_seconds", "fitting (s)"), ("fit_peak_mb", "peak memory of fitting (MB)"), ("seconds_per_image", "seconds per image"))
+    figure, axes = new(9.2, 1.1 + 0.27 * len(rows), ncols=len(columns), sharey=True)
+    labels = [row["label"] for row in rows]
+    for axis, (key, title) in zip(axes[0], columns, strict=True):
+        for place, row in enumerate(rows):
+            value = row.get(key)
+            if value:
+                axis.barh(-place, value, height=0.66, color=colour(row)[0], alpha=0.7)
+                text = f" {value:.0f}" if value >= 100 else f" {value:.2g}"
+                axis.text(value, -place, text, va="center", fontsize=7.5)
+            else:
+                axis.text(0, -place, " none" if key.startswith("fit") else " not measured", va="center", fontsize=7.5)
+        axis.set_title(title, fontsize=9.5)
+        axis.grid(axis="x")
+        axis.margins(x=0.22)
+        axis.set_xlim(left=0)
+    axes[0][0].set_yticks([-place for place in range(len(labels))], labels)
+    stage_legend(figure, rows)
+    return figure
+
+
+def matrix(values: Sequence[Sequence[float | None]], names: Sequence[str], theme: str) -> Figure:
+    """Suppression matrix of a theme in percent: row = erased keyword, column = prompted keyword."""
+    grid = {row_name: dict(zip(names, [None if v is None else v / 100 for v in row], strict=True)) for row_name, row in zip(names, values, strict=True)}
+    figure = heatmap(grid, names, "suppressed (%)")
+    axis = figure.axes[0]
+    axis.set_ylabel(f"erased keyword ({theme})")
+    axis.set_xlabel("prompted keyword")
+    axis.tick_params(axis="x", labelrotation=20)
+    return figure

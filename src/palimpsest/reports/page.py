@@ -1,0 +1,170 @@
+"""The report: one self-contained page, its figures and tables as files, and the headline numbers as JSON."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+from palimpsest import store
+from palimpsest.params import Params
+from palimpsest.reports import appendix, drawings, pairs, select, tables, takeaways
+from palimpsest.reports.evidence import Takeaway
+from palimpsest.reports.inputs import ReportInputs, check, is_micro
+from palimpsest.reports.select import Row
+from palimpsest.reports.tables import Table
+
+TEMPLATES = Path(__file__).parent / "templates"
+BANNER = "Micro world: a small model of this project's own, not comparable with published numbers."
+
+
+@dataclass(frozen=True)
+class Content:
+    """What the template lays out."""
+
+    tables: Sequence[Table]
+    figures: Mapping[str, drawings.Drawing]
+    grids: Sequence[pairs.Grid]
+    takeaways: Sequence[Takeaway]
+
+
+def environment() -> jinja2.Environment:
+    """Templates with escaping of everything that is not written in a template; unknown names are errors."""
+    env = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    env.globals.update(cells=tables.cells, percent_range=percent_range)
+    return env
+
+
+def percent_range(evidence: Any) -> str:
+    """A number of a takeaway with its interval and n."""
+    scale, digits = (100, 1) if evidence.unit == "%" else (1, 0 if float(evidence.value).is_integer() else 3)
+    unit = f" {evidence.unit}" if evidence.unit else ""
+    text = tables.minus(evidence.value * scale, digits) + unit
+    if evidence.low is not None and evidence.high is not None:
+        text += f" ({tables.minus(evidence.low * scale, digits)} to {tables.minus(evidence.high * scale, digits)})"
+    return text + (f", n = {evidence.n}" if evidence.n is not None else "")
+
+
+def intro(inputs: ReportInputs, rows: Sequence[Row]) -> list[tuple[str, str]]:
+    """What was run, as name and value."""
+    params, sampler = inputs.params, inputs.params.sampler
+    sizes: dict[str, int] = {}
+    for row in rows:
+        if row["dataset"] == select.OVERALL and row["n"]:
+            sizes[row["suite"]] = max(sizes.get(row["suite"], 0), row["n"])
+    suites = [f"{name} ({suite.kind}, n = {sizes.get(name, 'unknown')})" for name, suite in params.suites.items()]
+    detector, rule = select.headline(params)
+    revision = f" at {params.model.revision}" if params.model.revision else ""
+    methods = {row["label"] for row in rows if not row["is_base"]}
+    facts = [
+        ("Experiment", params.experiment),
+        ("Model", f"{params.model.path}{revision}, {params.model.resolution} × {params.model.resolution} pixels"),
+        ("Sampler", f"{sampler.name}, {sampler.steps} steps, guidance {sampler.guidance:g}, {sampler.dtype}"),
+        ("Seeds", f"base seed {params.seed}; an image's seed hangs on its prompt, never on the method"),
+        ("Methods", f"{len(methods)}, erasing {', '.join(params.variants.themes)}"),
+        ("Suites", "; ".join(suites)),
+        ("Judge", f"{detector}, rule {rule} (threshold {params.rules[rule].threshold:g})"),
+        ("Intervals", f"{100 * params.statistics.confidence:g} %, {params.statistics.resamples} resamples over prompts"),
+        ("Commit", inputs.commit),
+    ]
+    return [*facts, ("Date", inputs.date)] if inputs.date else facts
+
+
+def metrics(rows: Sequence[Row], params: Params) -> dict[str, float]:
+    """Flat headline numbers: EP per variant and theme, base rates, counts of rows by status."""
+    out: dict[str, float] = {}
+    for row in select.ep_rows(rows, params):
+        if row["ep"] is not None:
+            parts = [row["method"], row["preset"], row["theme"], row["keyword_set"], row["training_images"], row["suite"], row["judged_theme"]]
+            out[".".join(["ep", *(str(part) for part in parts if part)])] = round(row["ep"], 6)
+    for row in tables.base_table(rows, params).rows:
+        if row["dataset"] == select.OVERALL:
+            out[f"base_unsafe.{row['suite']}.{row['judged_theme']}"] = round(row["rate"], 6)
+    for row in rows:
+        key = f"rows.{row['status']}"
+        out[key] = out.get(key, 0) + 1
+    return out
+
+
+def all_tables(rows: Sequence[Row], inputs: ReportInputs) -> list[Table]:
+    """Every table of the page that has rows, in its order."""
+    params = inputs.params
+    found = [
+        tables.ep_table(rows, params), tables.dataset_table(rows, params), tables.rules_table(rows, params),
+        tables.benign_table(rows, params), tables.base_table(rows, params), tables.cost_table(rows, inputs),
+        tables.failure_table(rows), appendix.gates_table(inputs.gates), appendix.benchmark_table(inputs.benchmarks),
+        appendix.environment_table(inputs.environments),
+    ]  # fmt: skip
+    return [table for table in found if table is not None and table.rows]
+
+
+def render(inputs: ReportInputs, rows: Sequence[Row], content: Content) -> str:
+    """The page as HTML."""
+    params = inputs.params
+    env = environment()
+    title = params.report.title or f"Concept erasure: {params.experiment}"
+    return env.get_template("index.html.j2").render(
+        title=title,
+        banner=BANNER if is_micro(params) else "",
+        micro=is_micro(params),
+        blur=params.report.blur or not is_micro(params),
+        experiment=params.experiment,
+        facts=intro(inputs, rows),
+        tables={table.id: table for table in content.tables},
+        figures={name: Figured(Markup(found.svg), found.caption) for name, found in content.figures.items()},
+        grids=content.grids,
+        takeaways=content.takeaways,
+        concise=appendix.keyword_rows(inputs.keywords),
+        methods=[appendix.method_facts(info) for info in inputs.methods],
+        mixed=appendix.mixed(inputs.environments),
+        glossary=appendix.GLOSSARY,
+        css=Markup((TEMPLATES / "style.css").read_text(encoding="utf-8")),
+        js=Markup((TEMPLATES / "page.js").read_text(encoding="utf-8")),
+    )
+
+
+@dataclass(frozen=True)
+class Figured:
+    """A figure as the template takes it."""
+
+    svg: Markup
+    caption: str
+
+    @property
+    def described(self) -> str:
+        """The caption as plain text for screen readers."""
+        return html.unescape(self.caption)
+
+
+def write_report(inputs: ReportInputs, folder: Path) -> None:
+    """Write index.html, figures/, tables/, metrics.json and takeaways.json into `folder`, made when missing.
+
+    Equal inputs give equal bytes. Raises ValueError when `cells` lacks columns, CorruptArtifact for damaged images or scores.
+    """
+    check(inputs)
+    folder = Path(folder)
+    for name in ("figures", "tables"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    rows = select.rows_of(inputs)
+    detector, _ = select.headline(inputs.params)
+    grids = pairs.grids(rows, inputs.params, pairs.files(inputs.generations), pairs.files(inputs.scores, detector))
+    sentences = takeaways.takeaways(rows, inputs.params)
+    content = Content(all_tables(rows, inputs), drawings.all_drawings(rows, inputs, folder / "figures"), grids, sentences)
+    for table in content.tables:
+        (folder / "tables" / f"{table.id}.csv").write_text(tables.as_csv(table), encoding="utf-8")
+    inputs.cells.write_csv(folder / "tables" / "cells.csv")
+    store.write_json(metrics(rows, inputs.params), folder / "metrics.json")
+    store.write_json(takeaways.as_json(sentences), folder / "takeaways.json")
+    with store.atomic(folder / "index.html") as part:
+        part.write_text(render(inputs, rows, content), encoding="utf-8")

@@ -1,0 +1,195 @@
+"""Pairs of images for the page: the same prompt and seed, before and after erasing."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from palimpsest import store
+from palimpsest.params import Params
+from palimpsest.reports import select
+from palimpsest.reports.select import Row
+
+THUMBNAIL = 128  # pixels at most; shared reports never hold full-size images of real suites
+NO_IMAGE = {"blocked_prompt": "prompt blocked", "aborted": "generation aborted"}
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One image. source: a data URI, or "" when there is no image and `words` says why. verdict: True = the judge sees the theme."""
+
+    source: str
+    words: str
+    verdict: bool | None
+    score: float | None
+
+
+@dataclass(frozen=True)
+class GridRow:
+    """The images of one model: the base, or a method with its variant."""
+
+    label: str
+    variant: str
+    tiles: Sequence[Tile]
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Images for one theme and suite. prompts: (prompt, image id), one per column; the first row is the base."""
+
+    theme: str
+    suite: str
+    prompts: Sequence[tuple[str, str]]
+    rows: Sequence[GridRow]
+
+
+Key = tuple[Any, ...]
+Files = Mapping[Key, Sequence[Path]]
+
+
+def identity_key(identity: Mapping[str, Any]) -> Key:
+    """What images and scores of one variant on one suite have in common; the base has no theme."""
+    names = ("method", "preset", "theme", "keyword_set", "training_images", "suite")
+    return tuple(identity.get(name) or None for name in names)
+
+
+def files(found: Iterable[tuple[Mapping[str, Any], Path]], detector: str | None = None) -> dict[Key, list[Path]]:
+    """Paths per identity; with `detector`, only those of this detector (or of none named)."""
+    out: dict[Key, list[Path]] = defaultdict(list)
+    for identity, path in found:
+        if detector is None or identity.get("detector") in (None, detector):
+            out[identity_key(identity)].append(Path(path))
+    return dict(out)
+
+
+def verdict_labels(theme: str, params: Params) -> list[str]:
+    """The score labels whose largest value judges the theme under the first rule."""
+    rule = params.rules[select.headline(params)[1]]
+    if theme in rule.texts:
+        return [f"text/{rule.texts[theme]}"]
+    if rule.kind == "any_keyword":
+        return [f"keyword/{word}" for word in params.themes[theme].detailed]
+    return [f"theme/{theme}"]
+
+
+def read_scores(paths: Sequence[Path], theme: str, params: Params) -> dict[str, float]:
+    """Largest score of the theme's labels per image id."""
+    import polars as pl
+
+    labels = verdict_labels(theme, params)
+    out: dict[str, float] = {}
+    for path in paths:
+        table = store.read_parquet(path, columns=["image_id", "label", "score"]).filter(pl.col("label").is_in(labels))
+        table = table.drop_nulls("score").group_by("image_id").agg(pl.col("score").max())
+        out.update(table.iter_rows())
+    return out
+
+
+def read_images(paths: Sequence[Path], wanted: Sequence[str]) -> dict[str, Row]:
+    """Rows of generations by image id; only the row groups that hold a wanted image are read."""
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    out: dict[str, Row] = {}
+    for path in paths:
+        with pq.ParquetFile(path) as file:
+            for group in range(file.metadata.num_row_groups):
+                ids = file.read_row_group(group, columns=["image_id"]).column("image_id").to_pylist()
+                if set(ids).isdisjoint(wanted):
+                    continue
+                table = file.read_row_group(group, columns=["image_id", "prompt", "decision", "reason", "image"])
+                kept = table.filter(pc.is_in(table.column("image_id"), _strings(wanted, table.schema.field("image_id").type)))
+                out.update((row["image_id"], row) for row in kept.to_pylist())
+    return out
+
+
+def _strings(values: Sequence[str], kind: Any) -> Any:
+    import pyarrow as pa
+
+    return pa.array(list(values), type=kind)
+
+
+def pick(scores: Mapping[str, float], threshold: float, how_many: int) -> list[str]:
+    """Images the base draws with the theme, in the order of a hash of their id: neither the best nor the worst are chosen.
+
+    Filled up with others when there are too few; sources alternate as the hash has it.
+    """
+    order = sorted(scores, key=lambda image_id: hashlib.sha256(image_id.encode()).hexdigest())
+    order.sort(key=lambda image_id: scores[image_id] <= threshold)
+    return order[:how_many]
+
+
+def thumbnail(png: bytes, largest: int = THUMBNAIL) -> str:
+    """A data URI of the image, scaled down to `largest` pixels when it is larger."""
+    from PIL import Image
+
+    with Image.open(io.BytesIO(png)) as opened:
+        image = opened.convert("RGB")
+    image.thumbnail((largest, largest))
+    buffer = io.BytesIO()
+    image.save(buffer, format="JPEG", quality=88, subsampling=0)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+def tile(row: Row | None, score: float | None, threshold: float) -> Tile:
+    """One image of a grid from its generation row and its score."""
+    if row is None:
+        return Tile("", "not generated", None, None)
+    data = (row["image"] or {}).get("bytes")
+    if not data:
+        words = NO_IMAGE.get(row["decision"], row["decision"])
+        return Tile("", f"{words}: {row['reason']}" if row["reason"] else words, None, None)
+    words = "" if row["decision"] == "generated" else row["decision"]
+    return Tile(thumbnail(data), words, None if score is None else score > threshold, score)
+
+
+def base_key(generations: Files, suite: str, rows: Sequence[Row]) -> Key | None:
+    """The base model's images on a suite: the first in the order of the cells."""
+    base = {(row["method"], row["preset"] or None) for row in rows if row["is_base"]} or {("sd", None)}
+    names = {method for method, _ in base}
+    keys = [key for key in generations if key[-1] == suite and key[0] in names]
+    return min(keys, key=lambda key: [str(part or "") for part in key], default=None)
+
+
+def grid(theme: str, suite: str, rows: Sequence[Row], params: Params, generations: Files, scores: Files) -> Grid | None:
+    """The images of the base and of one variant per method for a theme; None without images of the base."""
+    base = base_key(generations, suite, rows)
+    if base is None or not params.report.pairs:
+        return None
+    threshold = params.rules[select.headline(params)[1]].threshold
+    base_scores = read_scores(scores.get(base, ()), theme, params)
+    chosen = pick(base_scores, threshold, params.report.pairs)
+    if not chosen:
+        return None
+    images = read_images(generations[base], chosen)
+    chosen = [image_id for image_id in chosen if image_id in images]
+    prompts = [(images[image_id]["prompt"] or "", image_id) for image_id in chosen]
+    out = [GridRow("Base model", "", [tile(images[i], base_scores.get(i), threshold) for i in chosen])]
+    for row in rows:
+        key = identity_key(row)
+        if row["is_base"] or key not in generations:
+            continue
+        images = read_images(generations[key], chosen)
+        own = read_scores(scores.get(key, ()), theme, params)
+        out.append(GridRow(row["label"], row["variant"], [tile(images.get(i), own.get(i), threshold) for i in chosen]))
+    return Grid(theme, suite, prompts, out)
+
+
+def grids(rows: Sequence[Row], params: Params, generations: Files, scores: Files) -> list[Grid]:
+    """One grid per theme on the first unsafe suite, and one per theme on the first benign suite."""
+    out = []
+    for kind in ("unsafe", "benign"):
+        suite = select.main_suite(params, kind)
+        pooled = [r for r in select.by_headline(rows, params) if r["suite"] == suite and r["dataset"] == select.OVERALL]
+        for theme in params.themes:
+            shown = [r for r in pooled if r["is_base"] or (r["theme"] == theme and r["judged_theme"] == theme)]
+            found = grid(theme, suite, select.representatives(shown, params), params, generations, scores) if suite else None
+            if found:
+                out.append(found)
+    return out

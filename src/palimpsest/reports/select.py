@@ -1,0 +1,136 @@
+"""Which rows of the cells a table, a figure or a sentence is about, and how they are called."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from palimpsest.params import Params
+from palimpsest.reports.inputs import ReportInputs
+
+Row = dict[str, Any]
+OVERALL = "overall"
+EVERY_THEME = "all"
+
+
+def rows_of(inputs: ReportInputs) -> list[Row]:
+    """All cells as dicts; NaN becomes None; each row gets `label`, `variant`, `stage`, `is_base` and `anchor`."""
+    methods = {info["name"]: info for info in inputs.methods}
+    presets: dict[str, set[str]] = {}
+    found = inputs.cells.to_dicts()
+    for row in found:
+        presets.setdefault(row["method"], set()).add(row["preset"] or "")
+    for row in found:
+        for key, value in row.items():
+            if isinstance(value, float) and not math.isfinite(value):
+                row[key] = None
+        info = methods.get(row["method"], {})
+        title = str(info.get("title") or row["method"])
+        row["stage"] = str(info.get("stage") or "unknown")
+        row["is_base"] = row["stage"] == "none" or row["method"] == "sd"
+        row["label"] = f"{title} ({row['preset']})" if row["preset"] and len(presets[row["method"]]) > 1 else title
+        row["variant"] = variant_name(row)
+        row["anchor"] = anchor(row)
+    return found
+
+
+def variant_name(row: Mapping[str, Any]) -> str:
+    """What a variant was fitted on: "detailed keywords", "200 images", both, or nothing."""
+    parts = []
+    if row.get("keyword_set"):
+        parts.append(f"{row['keyword_set']} keywords")
+    if row.get("training_images"):
+        parts.append(f"{row['training_images']} images")
+    return ", ".join(parts)
+
+
+def anchor(row: Mapping[str, Any]) -> str:
+    """The id of a row in the page; the same row has the same id in every report."""
+    keys = ("method", "preset", "theme", "keyword_set", "training_images", "suite", "dataset", "detector", "rule", "judged_theme")
+    parts = [str(row.get(key) if row.get(key) is not None else "-") for key in keys]
+    return "row-" + re.sub(r"[^A-Za-z0-9_.-]+", "_", ".".join(parts))
+
+
+def is_ok(row: Mapping[str, Any]) -> bool:
+    """Whether the cell was computed."""
+    return row["status"] == "ok"
+
+
+def headline(params: Params) -> tuple[str, str]:
+    """Detector and rule that the tables, figures and takeaways use: the judge, and the first rule."""
+    return params.judge, next(iter(params.rules))
+
+
+def by_headline(rows: Sequence[Row], params: Params) -> list[Row]:
+    """The computed rows of the judge and the first rule."""
+    detector, rule = headline(params)
+    return [row for row in rows if is_ok(row) and row["detector"] == detector and row["rule"] == rule]
+
+
+def of_kind(rows: Sequence[Row], params: Params, kind: str) -> list[Row]:
+    """The rows whose suite is "unsafe" or "benign"."""
+    return [row for row in rows if row["suite"] in params.suites and params.suites[row["suite"]].kind == kind]
+
+
+def on_target(rows: Sequence[Row]) -> list[Row]:
+    """Erased rows judged for what they erase: a theme's variant for this theme; a variant of all themes for each and for all."""
+    return [
+        row
+        for row in rows
+        if not row["is_base"] and (row["theme"] == EVERY_THEME or row["judged_theme"] == row["theme"])
+    ]
+
+
+def ep_rows(rows: Sequence[Row], params: Params) -> list[Row]:
+    """Pooled EP of every variant on every unsafe suite, by the judge and the first rule."""
+    pooled = [row for row in of_kind(by_headline(rows, params), params, "unsafe") if row["dataset"] == OVERALL]
+    return on_target(pooled)
+
+
+def theme_rows(rows: Sequence[Row], params: Params) -> list[Row]:
+    """The rows that rank methods: variants of one theme, on unsafe suites that belong to no theme, with an interval,
+    and with enough unsafe base images (`statistics.least_base_unsafe`)."""
+    least = params.statistics.least_base_unsafe
+    return [
+        row
+        for row in ep_rows(rows, params)
+        if row["theme"] == row["judged_theme"] != EVERY_THEME
+        and params.suites[row["suite"]].theme is None
+        and has_interval(row)
+        and (row["n_base_unsafe"] or 0) >= least
+    ]
+
+
+def has_interval(row: Mapping[str, Any], key: str = "ep") -> bool:
+    """Whether a value and both its limits are known."""
+    return all(row.get(name) is not None for name in (key, f"{key}_low", f"{key}_high"))
+
+
+def representatives(rows: Sequence[Row], params: Params) -> list[Row]:
+    """One variant per method, preset, theme, suite, dataset and judged theme: the first keyword set of the settings or the largest
+    training set. Chosen by the settings, never by the result."""
+    order = {name: -place for place, name in enumerate(params.variants.keyword_sets)}
+    best: dict[tuple[Any, ...], Row] = {}
+
+    def rank(row: Row) -> tuple[int, int]:
+        return order.get(row["keyword_set"], -len(order)), row["training_images"] or 0
+
+    for row in rows:
+        key = tuple(row[name] for name in ("method", "preset", "theme", "suite", "dataset", "judged_theme"))
+        if key not in best or rank(row) > rank(best[key]):
+            best[key] = row
+    return list(best.values())
+
+
+def labels_in_order(rows: Sequence[Row]) -> list[str]:
+    """Labels of methods, each once, in the order of the rows."""
+    return list(dict.fromkeys(row["label"] for row in rows))
+
+
+def main_suite(params: Params, kind: str) -> str | None:
+    """The first suite of a kind that belongs to no theme: figures and image grids show it."""
+    names = [name for name, suite in params.suites.items() if suite.kind == kind]
+    free = [name for name in names if params.suites[name].theme is None]
+    return (free or names or [None])[0]
