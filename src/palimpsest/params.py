@@ -246,8 +246,13 @@ def parse(settings: Mapping[str, Any], where: str = "params.yaml") -> Params:
 
 
 def load(*paths: str | Path) -> Params:
-    """Read `params.yaml` and overlays, later ones over earlier ones. Raises BadSettings with every problem."""
+    """Read `params.yaml` and overlays, later ones over earlier ones. Raises BadSettings with every problem.
+
+    An overlay may name sections that it `replaces` as a whole; all others are merged key by key.
+    """
     settings: dict[str, Any] = {}
     for path in paths:
-        settings = merge(settings, read_yaml(path))
+        overlay = read_yaml(path)
+        replaced = overlay.pop("replaces", [])
+        settings = merge({key: value for key, value in settings.items() if key not in replaced}, overlay)
     return parse(settings, where=" + ".join(str(path) for path in paths))

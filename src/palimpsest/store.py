@@ -81,7 +81,7 @@ def write_parquet(
 
     if isinstance(table, pl.DataFrame):
         table = table.to_arrow(compat_level=pl.CompatLevel.oldest())
-    assert isinstance(table, pa.Table)
+    table = table.cast(pa.schema([pa.field(column.name, _plain(column.type)) for column in table.schema]))
     schema_meta = {META: json.dumps(dict(meta or {}), sort_keys=True, ensure_ascii=False).encode()}
     if image_columns:
         features = {"info": {"features": {name: _feature(table.schema.field(name), image_columns) for name in table.column_names}}}
@@ -94,12 +94,23 @@ def write_parquet(
         )
 
 
+def _plain(kind: pa.DataType) -> pa.DataType:
+    """The same type with 32-bit offsets: `datasets` takes a column for an Image only if it is struct<bytes: binary, path: string>."""
+    import pyarrow as pa
+
+    if pa.types.is_struct(kind):
+        return pa.struct([pa.field(field.name, _plain(field.type)) for field in kind])
+    if pa.types.is_large_list(kind) or pa.types.is_list(kind):
+        return pa.list_(_plain(kind.value_type))
+    return {pa.large_string(): pa.string(), pa.large_binary(): pa.binary()}.get(kind, kind)
+
+
 def _feature(column: pa.Field, image_columns: Sequence[str]) -> dict[str, str]:
     import pyarrow as pa
 
     if column.name in image_columns:
         return {"_type": "Image"}
-    names = {pa.large_string(): "string", pa.string(): "string", pa.float64(): "float64", pa.float32(): "float32"}
+    names = {pa.string(): "string", pa.float64(): "float64", pa.float32(): "float32"}
     return {"_type": "Value", "dtype": names.get(column.type, str(column.type))}
 
 
