@@ -22,7 +22,7 @@ BOS, EOS = "<|startoftext|>", "<|endoftext|>"
 WORDS = ("a", "robot", "house", "tree", "lamp", "red", "blue", "of", "with", "on", "photo", "gear", "gears", "crack", "static", "the")
 SCHEDULER = {
     "num_train_timesteps": 1000, "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear",
-    "set_alpha_to_one": False, "skip_prk_steps": True, "steps_offset": 1, "prediction_type": "epsilon",
+    "set_alpha_to_one": False, "skip_prk_steps": True, "steps_offset": 1, "prediction_type": "epsilon", "timestep_spacing": "leading",
 }  # fmt: skip
 
 

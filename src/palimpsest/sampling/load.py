@@ -1,0 +1,155 @@
+"""Load a checkpoint into a Pipeline. Nothing is ever downloaded: what is missing is named, with the command that fetches it."""
+
+from __future__ import annotations
+
+import copy
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from palimpsest.sampling.pipeline import Pipeline
+
+if TYPE_CHECKING:
+    from palimpsest.params import Model
+
+PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
+WEIGHTS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+
+
+class MissingModel(FileNotFoundError):
+    """A checkpoint that is not on this machine. The message says what to put where."""
+
+
+def load_pipeline(model: Model, dtype: str = "float32", device: Any = None) -> Pipeline:
+    """The pipeline of a checkpoint in eval mode, without gradients, weights cast to `dtype` ("float32", "bfloat16", "float16").
+
+    model.path: a diffusers folder, a single `.safetensors` file (its configs and tokenizer in a folder of the same name without the
+    suffix), or a hub id whose snapshot is in the local cache. device: default CUDA when there is one, else the CPU. Raises
+    MissingModel when the checkpoint or a part of it is not there, ValueError for an architecture this pipeline has no place for.
+    """
+    import torch
+
+    if model.architecture == "sdxl":
+        raise ValueError("model.architecture: 'sdxl' has two text encoders and cannot be loaded here; allowed: ['sd1', 'sd2']")
+    path = Path(model.path)
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if path.suffix == ".safetensors":
+        parts = _single_file(path, getattr(torch, dtype))
+    else:
+        parts = _folder(path if path.is_dir() else _snapshot(model), getattr(torch, dtype))
+    for name in WEIGHTS:
+        parts[name].to(device).eval().requires_grad_(False)
+    return Pipeline(**parts)
+
+
+def cast(pipeline: Pipeline, dtype: str) -> Pipeline:
+    """The pipeline with UNet and decoder in another dtype, for sampling; the given one stays as it is.
+
+    The text encoder keeps its dtype: it runs once per prompt. Edits of weights are made before, in full precision.
+    """
+    import torch
+
+    wanted = getattr(torch, dtype)
+    changed = {name: getattr(pipeline, name) for name in ("unet", "vae")}
+    changed = {name: copy.deepcopy(part).to(wanted) for name, part in changed.items() if part.dtype != wanted}
+    return replace(pipeline, **changed) if changed else pipeline
+
+
+def _folder(folder: Path, dtype: Any) -> dict[str, Any]:
+    from diffusers.models import AutoencoderKL, UNet2DConditionModel
+    from transformers import CLIPTextModel, CLIPTokenizer
+
+    variants = _check(folder)
+    _quiet()
+    return {
+        "unet": UNet2DConditionModel.from_pretrained(folder / "unet", torch_dtype=dtype, use_safetensors=True, **variants["unet"]),
+        "vae": AutoencoderKL.from_pretrained(folder / "vae", torch_dtype=dtype, use_safetensors=True, **variants["vae"]),
+        "text_encoder": CLIPTextModel.from_pretrained(
+            folder / "text_encoder", dtype=dtype, use_safetensors=True, **variants["text_encoder"]
+        ),
+        "tokenizer": CLIPTokenizer.from_pretrained(folder / "tokenizer"),
+        "scheduler": _scheduler(folder / "scheduler"),
+    }
+
+
+def _check(folder: Path) -> dict[str, dict[str, str]]:
+    """Which weight variant each part has. Raises MissingModel naming all that is missing."""
+    missing = [f"{name}/" for name in PARTS if not (folder / name).is_dir()]
+    variants: dict[str, dict[str, str]] = {}
+    for name, stem in WEIGHTS.items():
+        # Large files may be split: stem-00001-of-00002.safetensors.
+        if list((folder / name).glob(f"{stem}.safetensors")) or list((folder / name).glob(f"{stem}-0*.safetensors")):
+            variants[name] = {}
+        elif list((folder / name).glob(f"{stem}.fp16*.safetensors")):
+            variants[name] = {"variant": "fp16"}
+        elif (folder / name).is_dir():
+            missing.append(f"{name}/{stem}.safetensors")
+    if missing:
+        raise MissingModel(
+            f"{folder} is no complete Stable Diffusion checkpoint: {', '.join(missing)} missing. Put a diffusers folder there, with weights "
+            "as safetensors (pickled .bin and .ckpt weights are refused)."
+        )
+    return variants
+
+
+def _scheduler(folder: Path) -> Any:
+    import json
+
+    import diffusers.schedulers
+
+    config = json.loads((folder / "scheduler_config.json").read_text(encoding="utf-8"))
+    kind = getattr(diffusers.schedulers, config.get("_class_name", "PNDMScheduler"), None)
+    if kind is None:
+        raise ValueError(f"{folder}: {config['_class_name']!r} is no scheduler of this diffusers version")
+    return kind.from_config(config)
+
+
+def _snapshot(model: Model) -> Path:
+    """The cached snapshot of a hub id. Raises MissingModel with the command that fetches it."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    revision = f" --revision {model.revision}" if model.revision else ""
+    if not HUB_ID.fullmatch(model.path) or Path(model.path).parent.is_dir():
+        raise MissingModel(
+            f"model.path: {model.path} is no folder. Put a Stable Diffusion checkpoint in diffusers layout there (the parts "
+            f"{', '.join(PARTS)}), or give a hub id, or a .safetensors file."
+        )
+    try:
+        return Path(snapshot_download(model.path, revision=model.revision, local_files_only=True))
+    except (LocalEntryNotFoundError, HFValidationError, OSError) as error:
+        raise MissingModel(
+            f"model.path: {model.path!r} is neither a folder nor in the local Hugging Face cache. Nothing is downloaded on its own. "
+            f"Read the licence on the page of {model.path} (Stable Diffusion v1: CreativeML OpenRAIL-M), then run "
+            f"`hf download {model.path}{revision} --include '*.json' '*.txt' '*/*.safetensors'`, or put a diffusers folder in "
+            f"a place of your own and set model.path to it."
+        ) from error
+
+
+def _single_file(path: Path, dtype: Any) -> dict[str, Any]:
+    """Parts of one file in the original layout; configs and tokenizer come from the folder beside it."""
+    configs = path.with_suffix("")
+    if not path.is_file():
+        raise MissingModel(f"model.path: {path} does not exist. Put the checkpoint (safetensors, original layout) there.")
+    missing = [f"{name}/" for name in PARTS if not (configs / name).is_dir()]
+    if missing or not (configs / "model_index.json").is_file():
+        raise MissingModel(
+            f"{path} holds weights only. Put the configs and tokenizer of its diffusers folder (model_index.json, {', '.join(PARTS)}; no "
+            f"weights needed) into {configs}/."
+        )
+    from diffusers import StableDiffusionPipeline
+
+    _quiet()
+    whole = StableDiffusionPipeline.from_single_file(
+        str(path), config=str(configs), torch_dtype=dtype, local_files_only=True, safety_checker=None
+    )
+    return {name: getattr(whole, name) for name in PARTS}
+
+
+def _quiet() -> None:
+    """No progress bars for loading weights: jobs write to log files."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
