@@ -13,7 +13,11 @@ from palimpsest import params, store
 from palimpsest.reports.inputs import CELL_COLUMNS, ReportInputs
 from palimpsest.reports.intervals import wilson
 
-THEMES = {"uncased": ["uncased", "gears", "exposed wiring"], "breakage": ["breakage", "cracks", "scrap"], "glitch": ["glitch", "static"]}
+THEMES = {
+    "uncased": ["uncased", "gears", "exposed wiring"],
+    "breakage": ["breakage", "cracks", "scrap"],
+    "glitch": ["glitch", "static"],
+}
 SOURCES = {"i2p": 0.5, "forum": 0.25, "template": 1.0}
 # method: title, stage, presets, needs images, how much of each theme it erases
 METHODS: dict[str, tuple[str, str, list[str], bool, tuple[float, float, float]]] = {
@@ -26,7 +30,7 @@ METHODS: dict[str, tuple[str, str, list[str], bool, tuple[float, float, float]]]
     "worse": ("Worse than nothing", "data filtering", ["default"], False, (-0.4, 0.1, -0.1)),
     "filter": ("Image filter", "post-hoc filter", ["default"], False, (0.93, 0.9, 0.72)),
 }
-HOSTILE = "<script>window.pwned=1</script><img src=x onerror=\"window.pwned=1\"> a robot & 'friends' \"on\" {{ 7*7 }} the beach"
+HOSTILE = '<script>window.pwned=1</script><img src=x onerror="window.pwned=1"> a robot & \'friends\' "on" {{ 7*7 }} the beach'
 
 
 def settings(**changes: Any) -> params.Params:
@@ -39,9 +43,13 @@ def settings(**changes: Any) -> params.Params:
         "model": {"path": "models/micro/stable-diffusion", "resolution": 64},
         "sampler": sampler,
         "themes": {name: {"detailed": words, "safe": "plain"} for name, words in THEMES.items()},
-        "variants": {"themes": [*THEMES, "all"], "keyword_sets": ["detailed", "concise"], "all_keyword_sets": ["concise"]},
+        "variants": {
+            "themes": [*THEMES, "all"],
+            "keyword_sets": ["detailed", "concise"],
+            "all_keyword_sets": ["concise"],
+        },
         "suites": {
-            "nsfw": {"kind": "unsafe", "sources": {name: source for name in SOURCES}},
+            "nsfw": {"kind": "unsafe", "sources": dict.fromkeys(SOURCES, source)},
             "coco": {"kind": "benign", "sources": {"coco": source}},
         },
         "training_images": {"sizes": [20, 200], "all": 600, "sampler": sampler},
@@ -59,23 +67,55 @@ def variants(method: str) -> list[tuple[str | None, str | None, int | None]]:
         return [(None, None, None)]
     if METHODS[method][3]:
         return [(theme, None, size) for theme in THEMES for size in (20, 200)] + [("all", None, 600)]
-    return [(theme, words, None) for theme in THEMES for words in ("detailed", "concise")] + [("all", "concise", None)]
+    return [(theme, words, None) for theme in THEMES for words in ("detailed", "concise")] + [
+        ("all", "concise", None)
+    ]
 
 
-def cell(identity: dict[str, Any], dataset: str, rule: str, judged: str, n: int, base: int, left: int, induced: int) -> dict[str, Any]:
+def cell(
+    identity: dict[str, Any], dataset: str, rule: str, judged: str, n: int, base: int, left: int, induced: int
+) -> dict[str, Any]:
     """One row of the table of cells from counts: `left` of the `base` unsafe images stay, `induced` come new."""
     unsafe = left + induced
-    row = {**dict.fromkeys(CELL_COLUMNS), **identity, "experiment": "test_data", "dataset": dataset, "detector": "vqa", "rule": rule}
-    row |= {"judged_theme": judged, "n": n, "n_answered": n, "n_base_unsafe": base, "n_unsafe": unsafe, "status": "ok"}
+    row = {
+        **dict.fromkeys(CELL_COLUMNS),
+        **identity,
+        "experiment": "test_data",
+        "dataset": dataset,
+        "detector": "vqa",
+        "rule": rule,
+    }
+    row |= {
+        "judged_theme": judged,
+        "n": n,
+        "n_answered": n,
+        "n_base_unsafe": base,
+        "n_unsafe": unsafe,
+        "status": "ok",
+    }
     if base:
         ep = 1 - unsafe / base
         kept = wilson(left, base)
         new = wilson(induced, n - base) if n > base else None
         half = 1.96 * math.sqrt(max(unsafe, 1)) / base
-        row |= {"ep": ep, "ep_low": ep - half, "ep_high": min(1.0, ep + half), "p_value": 0.01, "p_holm": 0.04}
-        row |= {"suppression": 1 - kept.value, "suppression_low": 1 - kept.high, "suppression_high": 1 - kept.low}
+        row |= {
+            "ep": ep,
+            "ep_low": ep - half,
+            "ep_high": min(1.0, ep + half),
+            "p_value": 0.01,
+            "p_holm": 0.04,
+        }
+        row |= {
+            "suppression": 1 - kept.value,
+            "suppression_low": 1 - kept.high,
+            "suppression_high": 1 - kept.low,
+        }
         if new:
-            row |= {"induction": new.value, "induction_low": new.low if induced else 0.0, "induction_high": new.high}
+            row |= {
+                "induction": new.value,
+                "induction_low": new.low if induced else 0.0,
+                "induction_high": new.high,
+            }
     return row
 
 
@@ -86,25 +126,55 @@ def make_cells(n_per_source: int = 66) -> pl.DataFrame:
     for method, (_, stage, presets, _, strengths) in METHODS.items():
         for preset in presets:
             for theme, words, size in variants(method):
-                identity = {"method": method, "preset": preset, "theme": theme, "keyword_set": words, "training_images": size}
-                cost = 0.0 if "guidance" in stage or stage in ("none", "post-hoc filter") else 2.0 if stage == "closed form" else 40.0
-                identity |= {"seconds_per_image": 0.05 + 0.02 * len(stage) / 10, "fit_seconds": cost * (1 + (size or 0) / 200) or None}
+                identity = {
+                    "method": method,
+                    "preset": preset,
+                    "theme": theme,
+                    "keyword_set": words,
+                    "training_images": size,
+                }
+                cost = (
+                    0.0
+                    if "guidance" in stage or stage in ("none", "post-hoc filter")
+                    else 2.0
+                    if stage == "closed form"
+                    else 40.0
+                )
+                identity |= {
+                    "seconds_per_image": 0.05 + 0.02 * len(stage) / 10,
+                    "fit_seconds": cost * (1 + (size or 0) / 200) or None,
+                }
                 identity |= {"fit_peak_mb": 900.0 if cost else None}
                 identity["drift"] = 0.0 if method == "sd" else float(0.03 + 0.1 * rng.random())
                 for rule in ("joined", "any"):
                     rows += suite_cells(identity, theme, strengths, rule, n_per_source, rng)
-    frame = pl.DataFrame(rows, schema_overrides={"reason": pl.String, "training_images": pl.Int64}, infer_schema_length=None)
+    frame = pl.DataFrame(
+        rows, schema_overrides={"reason": pl.String, "training_images": pl.Int64}, infer_schema_length=None
+    )
     frame = frame.select(CELL_COLUMNS)
     broken = pl.col("method").eq("ac") & pl.col("theme").eq("all")
     skipped = pl.col("method").eq("filter") & pl.col("theme").eq("all")
-    reason = pl.when(broken).then(pl.lit("OutOfMemoryError: 6.1 GB <asked>")).when(skipped).then(pl.lit("method erases one theme only"))
+    reason = (
+        pl.when(broken)
+        .then(pl.lit("OutOfMemoryError: 6.1 GB <asked>"))
+        .when(skipped)
+        .then(pl.lit("method erases one theme only"))
+    )
     status = pl.when(broken).then(pl.lit("failed")).when(skipped).then(pl.lit("skipped")).otherwise("status")
-    numbers = [pl.when(broken | skipped).then(None).otherwise(name).alias(name) for name in ("ep", "ep_low", "ep_high", "n_unsafe")]
+    numbers = [
+        pl.when(broken | skipped).then(None).otherwise(name).alias(name)
+        for name in ("ep", "ep_low", "ep_high", "n_unsafe")
+    ]
     return frame.with_columns(*numbers, status.alias("status"), reason.otherwise("reason").alias("reason"))
 
 
 def suite_cells(
-    identity: dict[str, Any], theme: str | None, strengths: tuple[float, ...], rule: str, n: int, rng: np.random.Generator
+    identity: dict[str, Any],
+    theme: str | None,
+    strengths: tuple[float, ...],
+    rule: str,
+    n: int,
+    rng: np.random.Generator,
 ) -> list[dict[str, Any]]:
     """The rows of one variant and rule: pooled and per source on `nsfw`, pooled on `coco`, judged for every theme."""
     rows = []
@@ -114,7 +184,11 @@ def suite_cells(
         for dataset, rate in SOURCES.items():
             base = round(n * rate * (0.8, 0.6, 0.7)[place])
             gone = round(base * max(0.0, hit) + rng.integers(-1, 2) * (hit > 0))
-            new = int(rng.integers(0, 2)) if hit >= 0 and identity["method"] != "sd" else round(-hit * (n - base))
+            new = (
+                int(rng.integers(0, 2))
+                if hit >= 0 and identity["method"] != "sd"
+                else round(-hit * (n - base))
+            )
             counts = np.array([n, base, base - min(max(gone, 0), base), min(new, n - base)])
             total += counts
             rows.append(cell({**identity, "suite": "nsfw"}, dataset, rule, judged, *map(int, counts)))
@@ -143,7 +217,11 @@ def write_images(identity: dict[str, Any], folder: Path, n: int) -> tuple[Path, 
     for i in range(n):
         source = list(SOURCES)[i % 3]
         blocked = identity["method"] == "filter" and i % 3 == 0
-        prompt = HOSTILE if i == 0 else f"a photo of a {['red', 'blue', 'green'][i % 3]} robot with gears number {i}"
+        prompt = (
+            HOSTILE
+            if i == 0
+            else f"a photo of a {['red', 'blue', 'green'][i % 3]} robot with gears number {i}"
+        )
         image = None if blocked else {"bytes": store.encode_png(draw(rng)), "path": f"{i}.png"}
         rows.append({
             "image_id": f"{source}/{i:05d}/00", "prompt_id": i, "repetition": 0, "source": source, "prompt": prompt, "seed": i,
@@ -152,14 +230,22 @@ def write_images(identity: dict[str, Any], folder: Path, n: int) -> tuple[Path, 
         })  # fmt: skip
         chance = 0.9 if identity["method"] == "sd" and i % 4 else 0.2
         for theme in THEMES:
-            scores.append({"image_id": rows[-1]["image_id"], "label": f"theme/{theme}", "score": None if blocked else chance})
+            scores.append(
+                {
+                    "image_id": rows[-1]["image_id"],
+                    "label": f"theme/{theme}",
+                    "score": None if blocked else chance,
+                }
+            )
     schema = pa.schema([
         ("image_id", pa.string()), ("prompt_id", pa.int64()), ("repetition", pa.int64()), ("source", pa.string()),
         ("prompt", pa.string()), ("seed", pa.int64()), ("decision", pa.string()), ("reason", pa.string()),
         ("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())])), ("seconds", pa.float64()),
     ])  # fmt: skip
     generations, judged = folder / f"{name}.parquet", folder / f"{name}.scores.parquet"
-    store.write_parquet(pa.Table.from_pylist(rows, schema=schema), generations, meta=identity, image_columns=["image"])
+    store.write_parquet(
+        pa.Table.from_pylist(rows, schema=schema), generations, meta=identity, image_columns=["image"]
+    )
     store.write_parquet(pl.DataFrame(scores, schema_overrides={"score": pl.Float32}), judged, meta=identity)
     return generations, judged
 
@@ -168,21 +254,50 @@ def make(folder: Path, images: int = 24, **changes: Any) -> ReportInputs:
     """Complete inputs with image and score files in `folder`; the variants of a method share theirs, which saves the tests time."""
     folder.mkdir(parents=True, exist_ok=True)
     generations, scores, fits = [], [], []
-    files = {(m, suite): write_images({"method": m, "suite": suite}, folder, images) for m in METHODS for suite in ("nsfw", "coco")}
+    files = {
+        (m, suite): write_images({"method": m, "suite": suite}, folder, images)
+        for m in METHODS
+        for suite in ("nsfw", "coco")
+    }
     for method, (_, stage, presets, _, _) in METHODS.items():
         for preset in presets:
             for theme, words, size in variants(method):
-                own = {"method": method, "preset": preset, "theme": theme, "keyword_set": words, "training_images": size}
+                own = {
+                    "method": method,
+                    "preset": preset,
+                    "theme": theme,
+                    "keyword_set": words,
+                    "training_images": size,
+                }
                 if stage in ("fine-tuning", "closed form"):
-                    fits.append({**own, "seconds": 40.0, "peak_memory_mb": 900.0, "unet_evaluations": 400, "losses": [1.0, 0.5]})
+                    fits.append(
+                        {
+                            **own,
+                            "seconds": 40.0,
+                            "peak_memory_mb": 900.0,
+                            "unet_evaluations": 400,
+                            "losses": [1.0, 0.5],
+                        }
+                    )
                 for suite in ("nsfw", "coco"):
                     identity = {**own, "suite": suite}
                     made, judged = files[method, suite]
                     generations.append((identity, made))
                     scores.append(({**identity, "detector": "vqa"}, judged))
     matrix = [[90.0, 60.0, 55.0], [20.0, 95.0, 10.0], [15.0, 12.0, None]]
-    keywords = {name: {"detailed": words, "concise": words[:1], "matrix": matrix if len(words) == 3 else None} for name, words in THEMES.items()}
-    gate = {"value": 0.97, "value_low": 0.93, "value_high": 0.99, "n": 120, "limit": 0.8, "direction": "min", "passed": True}
+    keywords = {
+        name: {"detailed": words, "concise": words[:1], "matrix": matrix if len(words) == 3 else None}
+        for name, words in THEMES.items()
+    }
+    gate = {
+        "value": 0.97,
+        "value_low": 0.93,
+        "value_high": 0.99,
+        "n": 120,
+        "limit": 0.8,
+        "direction": "min",
+        "passed": True,
+    }
     versions = {"torch": "2.15.0", "diffusers": "0.42.1"}
     return ReportInputs(
         params=settings(**changes),
@@ -191,13 +306,28 @@ def make(folder: Path, images: int = 24, **changes: Any) -> ReportInputs:
         fits=fits,
         generations=generations,
         scores=scores,
-        gates={"direct": dict.fromkeys(THEMES, gate), "benign": {**gate, "value": 0.05, "limit": 0.03, "direction": "max", "passed": False}},
+        gates={
+            "direct": dict.fromkeys(THEMES, gate),
+            "benign": {**gate, "value": 0.05, "limit": 0.03, "direction": "max", "passed": False},
+        },
         keywords={"themes": keywords},
-        environments=[{"versions": versions, "hardware": {"cpu": "2 cores"}}, {"versions": {**versions, "torch": "2.14.0"}, "hardware": {"cpu": "2 cores"}}],
+        environments=[
+            {"versions": versions, "hardware": {"cpu": "2 cores"}},
+            {"versions": {**versions, "torch": "2.14.0"}, "hardware": {"cpu": "2 cores"}},
+        ],
         benchmarks={"sampling": {"images_per_second": 12.3, "ratio_to_one_at_a_time": 5.1}},
         methods=[
-            {"name": name, "title": title, "stage": stage, "trains": "nothing", "fidelity": "reconstructed", "licence": "MIT",
-             "paper": "Nobody 2026, Test data", "code": "", "bibtex": f"@misc{{{name},\n  title = {{Test data}}\n}}"}
+            {
+                "name": name,
+                "title": title,
+                "stage": stage,
+                "trains": "nothing",
+                "fidelity": "reconstructed",
+                "licence": "MIT",
+                "paper": "Nobody 2026, Test data",
+                "code": "",
+                "bibtex": f"@misc{{{name},\n  title = {{Test data}}\n}}",
+            }
             for name, (title, stage, _, _, _) in METHODS.items()
         ],  # fmt: skip
         date="2026-01-01",

@@ -38,7 +38,9 @@ def keyword_rows(keywords: Mapping[str, Any]) -> list[KeywordRow]:
     """The keyword sets of all themes."""
     themes = keywords.get("themes", keywords)
     return [
-        KeywordRow(theme, list(found.get("detailed", ())), list(found.get("concise", ())), found.get("matrix"))
+        KeywordRow(
+            theme, list(found.get("detailed", ())), list(found.get("concise", ())), found.get("matrix")
+        )
         for theme, found in themes.items()
     ]
 
@@ -55,7 +57,9 @@ def matrix_of(row: KeywordRow) -> tuple[list[str], list[list[float | None]]] | N
         names = names or list(row.matrix)
         return names, [[(row.matrix.get(a) or {}).get(b) for b in names] for a in names]
     if len(row.matrix) != len(names) or any(len(line) != len(names) for line in row.matrix):
-        raise ValueError(f"the suppression matrix of {row.theme!r} must be {len(names)} by {len(names)}, as its keywords {names}")
+        raise ValueError(
+            f"the suppression matrix of {row.theme!r} must be {len(names)} by {len(names)}, as its keywords {names}"
+        )
     return names, [list(line) for line in row.matrix]
 
 
@@ -74,7 +78,15 @@ def gates_table(gates: Mapping[str, Any] | None) -> Table | None:
         verdict = "not judged" if gate.get("passed") is None else "passed" if gate["passed"] else "FAILED"
         sign = {"min": "at least", "max": "at most"}.get(gate.get("direction", ""), "limit")
         limit = f"{sign} {gate['limit']:g}" if isinstance(gate.get("limit"), int | float) else ""
-        rows.append({**gate, "limit": limit, "verdict": verdict, "anchor": f"gate-{place}", "bad": gate.get("passed") is False})
+        rows.append(
+            {
+                **gate,
+                "limit": limit,
+                "verdict": verdict,
+                "anchor": f"gate-{place}",
+                "bad": gate.get("passed") is False,
+            }
+        )
     columns = [
         Column("name", "Check"), Column("value", "Value", "number", 3, with_interval=True), Column("limit", "Limit"),
         Column("n", "n", "count"), Column("verdict", "Verdict"),
@@ -98,11 +110,19 @@ def flat(found: Mapping[str, Any], path: str = "") -> dict[str, Any]:
 def benchmark_table(benchmarks: Mapping[str, Any] | None) -> Table | None:
     """Measured speed, as the benchmark scripts wrote it."""
     rows = [
-        {"name": name, "value": f"{value:.4g}" if isinstance(value, float) else str(value), "anchor": f"benchmark-{place}"}
+        {
+            "name": name,
+            "value": f"{value:.4g}" if isinstance(value, float) else str(value),
+            "anchor": f"benchmark-{place}",
+        }
         for place, (name, value) in enumerate(flat(benchmarks or {}).items())
     ]
     columns = [Column("name", "Measurement"), Column("value", "Value")]
-    return Table("benchmarks", "Speed", "Written by the scripts in benchmarks/.", columns, rows) if rows else None
+    return (
+        Table("benchmarks", "Speed", "Written by the scripts in benchmarks/.", columns, rows)
+        if rows
+        else None
+    )
 
 
 def mixed(environments: Sequence[Mapping[str, Any]]) -> bool:
@@ -118,14 +138,26 @@ def environment_table(environments: Sequence[Mapping[str, Any]]) -> Table | None
     for place, name in enumerate(names):
         values = [str(found[name]) if name in found else "–" for found in flats]
         same = len(set(values)) == 1
-        row = {"name": name, "anchor": f"environment-{place}", "same": "" if same else "differs", "bad": not same}
+        row = {
+            "name": name,
+            "anchor": f"environment-{place}",
+            "same": "" if same else "differs",
+            "bad": not same,
+        }
         rows.append({**row, **{f"e{i}": value for i, value in enumerate(values)}})
     columns = [Column("name", "What"), *(Column(f"e{i}", f"Environment {i + 1}") for i in range(len(flats)))]
     if len(flats) > 1:
         columns.append(Column("same", "Same?"))
-    return Table("environment", "Environment", "Read from the artifacts themselves.", columns, rows) if rows else None
+    return (
+        Table("environment", "Environment", "Read from the artifacts themselves.", columns, rows)
+        if rows
+        else None
+    )
 
 
 def method_facts(info: Mapping[str, Any]) -> dict[str, str]:
     """A method's metadata with a text for every field the page shows."""
-    return {key: str(info.get(key) or "") for key in ("name", "title", "stage", "trains", "fidelity", "licence", "paper", "code", "bibtex")}
+    return {
+        key: str(info.get(key) or "")
+        for key in ("name", "title", "stage", "trains", "fidelity", "licence", "paper", "code", "bibtex")
+    }

@@ -28,7 +28,11 @@ class Drawing:
 def main_rows(rows: Sequence[Row], params: Params) -> list[Row]:
     """One variant per method and theme on the first unsafe suite, pooled, with a known EP."""
     suite = select.main_suite(params, "unsafe")
-    kept = [row for row in select.ep_rows(rows, params) if row["suite"] == suite and row["theme"] == row["judged_theme"]]
+    kept = [
+        row
+        for row in select.ep_rows(rows, params)
+        if row["suite"] == suite and row["theme"] == row["judged_theme"]
+    ]
     return [row for row in select.representatives(kept, params) if row["ep"] is not None]
 
 
@@ -52,9 +56,16 @@ def dataset_grid(rows: Sequence[Row], params: Params) -> tuple[dict[str, dict[st
     kept = [
         row
         for row in select.by_headline(rows, params)
-        if row["suite"] == suite and row["dataset"] != select.OVERALL and not row["is_base"] and row["theme"] == row["judged_theme"]
+        if row["suite"] == suite
+        and row["dataset"] != select.OVERALL
+        and not row["is_base"]
+        and row["theme"] == row["judged_theme"]
     ]
-    kept = [row for row in select.representatives(kept, params) if row["n_base_unsafe"] is not None and row["n_unsafe"] is not None]
+    kept = [
+        row
+        for row in select.representatives(kept, params)
+        if row["n_base_unsafe"] is not None and row["n_unsafe"] is not None
+    ]
     themes = {row["theme"] for row in kept}
     grid: dict[str, dict[str, float | None]] = {}
     datasets = list(dict.fromkeys(row["dataset"] for row in kept))
@@ -88,7 +99,11 @@ def all_drawings(rows: Sequence[Row], inputs: ReportInputs, folder: Path) -> dic
 
     if kept:
         suite = kept[0]["suite"]
-        add("bars", partial(figures.bars, kept, themes), f"Erasure proportion on {suite} with intervals. {VARIANT}")
+        add(
+            "bars",
+            partial(figures.bars, kept, themes),
+            f"Erasure proportion on {suite} with intervals. {VARIANT}",
+        )
         add(
             "heatmap_themes",
             partial(figures.heatmap, theme_grid(kept), themes, "erasure proportion (%)"),
@@ -100,14 +115,26 @@ def all_drawings(rows: Sequence[Row], inputs: ReportInputs, folder: Path) -> dic
         grid, datasets = dataset_grid(rows, params)
         if grid:
             caption = f"Methods by data sets of {suite}, unsafe images of all themes pooled. {VARIANT}"
-            add("heatmap_datasets", partial(figures.heatmap, grid, datasets, "erasure proportion (%)"), caption)
+            add(
+                "heatmap_datasets",
+                partial(figures.heatmap, grid, datasets, "erasure proportion (%)"),
+                caption,
+            )
         points = with_drift(kept, rows, params)
         if points:
             caption = f"What was erased against what benign prompts lost. Bars are intervals where they were measured. {VARIANT}"
-            add("scatter", partial(figures.scatter, points, [t for t in themes if any(p["theme"] == t for p in points)]), caption)
+            add(
+                "scatter",
+                partial(figures.scatter, points, [t for t in themes if any(p["theme"] == t for p in points)]),
+                caption,
+            )
     spent = tables.cost_rows(rows, inputs.fits)
     if spent:
-        add("costs", partial(figures.costs, spent), "What a method costs: means over its variants, peak memory the largest.")
+        add(
+            "costs",
+            partial(figures.costs, spent),
+            "What a method costs: means over its variants, peak memory the largest.",
+        )
     for theme, (names, values) in _matrices(inputs.keywords).items():
         caption = f"Cross-suppression for {theme}: one keyword erased (row), another prompted (column)."
         add(f"matrix_{theme}", partial(figures.matrix, values, names, theme), caption)

@@ -79,7 +79,12 @@ def inline(svg: str, name: str) -> str:
     svg = re.sub(r'(href="#|url\(#)', rf"\g<1>{name}-", svg)
     svg = svg.replace(TEXT, "currentColor").replace(LINE, "var(--line)").replace(PAPER, "none")
     svg = re.sub(r"font: (\d+px) [^;\"]*", r"font: \1 var(--sans)", svg)
-    return re.sub(r'<svg ([^>]*?)height="[\d.]+pt" ([^>]*?)width="([\d.]+)pt"', r'<svg \1\2style="width:\3pt"', svg, count=1)
+    return re.sub(
+        r'<svg ([^>]*?)height="[\d.]+pt" ([^>]*?)width="([\d.]+)pt"',
+        r'<svg \1\2style="width:\3pt"',
+        svg,
+        count=1,
+    )
 
 
 def colour(row: Row) -> tuple[str, str]:
@@ -95,7 +100,9 @@ def stage_legend(figure: Figure, rows: Sequence[Row]) -> None:
     for stage in dict.fromkeys(row["stage"] for row in rows):
         paint, marker = STAGES.get(stage, STAGES["unknown"])
         handles.append(Line2D([], [], color=paint, marker=marker, linestyle="", label=stage))
-    figure.legend(handles=handles, loc="outside upper left", ncols=len(handles), frameon=False, handletextpad=0.2)
+    figure.legend(
+        handles=handles, loc="outside upper left", ncols=len(handles), frameon=False, handletextpad=0.2
+    )
 
 
 def error(row: Row, key: str) -> list[list[float]]:
@@ -113,7 +120,9 @@ def bars(rows: Sequence[Row], themes: Sequence[str]) -> Figure:
     for axis, theme in zip(axes[0], themes, strict=True):
         for row in (row for row in rows if row["judged_theme"] == theme and row["ep"] is not None):
             axis.barh(at[row["label"]], 100 * row["ep"], height=0.66, color=colour(row)[0], alpha=0.55)
-            axis.errorbar(100 * row["ep"], at[row["label"]], xerr=error(row, "ep"), color=TEXT, linewidth=1.1, capsize=2)
+            axis.errorbar(
+                100 * row["ep"], at[row["label"]], xerr=error(row, "ep"), color=TEXT, linewidth=1.1, capsize=2
+            )
         axis.axvline(0, color=TEXT, linewidth=0.8)
         axis.set_title(theme, fontsize=10)
         axis.grid(axis="x")
@@ -130,7 +139,10 @@ def heatmap(grid: dict[str, dict[str, float | None]], columns: Sequence[str], ti
     figure, axes = new(2.6 + 1.05 * len(columns), 1.2 + 0.3 * len(names))
     axis = axes[0][0]
     empty = float("nan")
-    values = np.array([[_or(grid[name].get(column), empty) for column in columns] for name in names], dtype=float) * 100
+    values = (
+        np.array([[_or(grid[name].get(column), empty) for column in columns] for name in names], dtype=float)
+        * 100
+    )
     shown = axis.imshow(values, cmap="cividis", vmin=min(0.0, *_known(values)), vmax=100, aspect="auto")
     axis.set_xticks(range(len(columns)), columns)
     axis.set_yticks(range(len(names)), names)
@@ -175,13 +187,23 @@ def radar(rows: Sequence[Row], themes: Sequence[str]) -> Figure:
 
 
 def _one_radar(
-    axis: Axes, label: str, found: dict[str, Row], themes: Sequence[str], angles: Sequence[float], centre: tuple[float, float]
+    axis: Axes,
+    label: str,
+    found: dict[str, Row],
+    themes: Sequence[str],
+    angles: Sequence[float],
+    centre: tuple[float, float],
 ) -> None:
     def at(radius: float, angle: float) -> tuple[float, float]:
         return centre[0] + radius * math.cos(angle), centre[1] + radius * math.sin(angle)
 
     for radius in (0.5, 1.0):
-        axis.fill(*zip(*(at(radius, angle) for angle in angles), strict=True), fill=False, edgecolor=LINE, linewidth=0.8)
+        axis.fill(
+            *zip(*(at(radius, angle) for angle in angles), strict=True),
+            fill=False,
+            edgecolor=LINE,
+            linewidth=0.8,
+        )
     corners = []
     for theme, angle in zip(themes, angles, strict=True):
         axis.plot(*zip(at(0, angle), at(1, angle), strict=True), color=LINE, linewidth=0.7)
@@ -193,7 +215,9 @@ def _one_radar(
     if corners:
         paint, marker = colour(next(iter(found.values())))
         axis.fill(*zip(*corners, strict=True), color=paint, alpha=0.3)
-        axis.plot(*zip(*corners, corners[0], strict=True), color=paint, linewidth=1.4, marker=marker, markersize=3)
+        axis.plot(
+            *zip(*corners, corners[0], strict=True), color=paint, linewidth=1.4, marker=marker, markersize=3
+        )
     axis.text(centre[0], centre[1] + 1.55, label, ha="center", va="center", fontsize=8.5, weight="bold")
 
 
@@ -212,8 +236,21 @@ def scatter(points: Sequence[dict[str, Any]], themes: Sequence[str]) -> Figure:
             x, y = point["benign_drift"], 100 * point["ep"]
             across = None
             if point.get("benign_drift_low") is not None and point.get("benign_drift_high") is not None:
-                across = [[max(0.0, x - point["benign_drift_low"])], [max(0.0, point["benign_drift_high"] - x)]]
-            axis.errorbar(x, y, yerr=error(point, "ep"), xerr=across, fmt=marker, color=paint, markersize=5, linewidth=1, capsize=2)
+                across = [
+                    [max(0.0, x - point["benign_drift_low"])],
+                    [max(0.0, point["benign_drift_high"] - x)],
+                ]
+            axis.errorbar(
+                x,
+                y,
+                yerr=error(point, "ep"),
+                xerr=across,
+                fmt=marker,
+                color=paint,
+                markersize=5,
+                linewidth=1,
+                capsize=2,
+            )
             while any(abs(x - px) < 0.3 * widest and abs(y - py) < 5.5 for px, py in placed):
                 y -= 5.6
             placed.append((x, y))
@@ -229,7 +266,11 @@ def scatter(points: Sequence[dict[str, Any]], themes: Sequence[str]) -> Figure:
 
 def costs(rows: Sequence[dict[str, Any]]) -> Figure:
     """Fitting time, peak memory of fitting and sampling time per image, per method. rows: see `tables.cost_rows`."""
-    columns = (("fit_seconds", "fitting (s)"), ("fit_peak_mb", "peak memory of fitting (MB)"), ("seconds_per_image", "seconds per image"))
+    columns = (
+        ("fit_seconds", "fitting (s)"),
+        ("fit_peak_mb", "peak memory of fitting (MB)"),
+        ("seconds_per_image", "seconds per image"),
+    )
     figure, axes = new(9.2, 1.1 + 0.27 * len(rows), ncols=len(columns), sharey=True)
     labels = [row["label"] for row in rows]
     for axis, (key, title) in zip(axes[0], columns, strict=True):
@@ -240,7 +281,13 @@ def costs(rows: Sequence[dict[str, Any]]) -> Figure:
                 text = f" {value:.0f}" if value >= 100 else f" {value:.2g}"
                 axis.text(value, -place, text, va="center", fontsize=7.5)
             else:
-                axis.text(0, -place, " none" if key.startswith("fit") else " not measured", va="center", fontsize=7.5)
+                axis.text(
+                    0,
+                    -place,
+                    " none" if key.startswith("fit") else " not measured",
+                    va="center",
+                    fontsize=7.5,
+                )
         axis.set_title(title, fontsize=9.5)
         axis.grid(axis="x")
         axis.margins(x=0.22)
@@ -252,7 +299,10 @@ def costs(rows: Sequence[dict[str, Any]]) -> Figure:
 
 def matrix(values: Sequence[Sequence[float | None]], names: Sequence[str], theme: str) -> Figure:
     """Suppression matrix of a theme in percent: row = erased keyword, column = prompted keyword."""
-    grid = {row_name: dict(zip(names, [None if v is None else v / 100 for v in row], strict=True)) for row_name, row in zip(names, values, strict=True)}
+    grid = {
+        row_name: dict(zip(names, [None if v is None else v / 100 for v in row], strict=True))
+        for row_name, row in zip(names, values, strict=True)
+    }
     figure = heatmap(grid, names, "suppressed (%)")
     axis = figure.axes[0]
     axis.set_ylabel(f"erased keyword ({theme})")

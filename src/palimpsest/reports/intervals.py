@@ -41,7 +41,11 @@ def mean(estimates: Sequence[Estimate]) -> Estimate:
     if not estimates:
         raise ValueError("the mean of no estimates is undefined; give at least one")
     n = len(estimates)
-    return Estimate(sum(e.value for e in estimates) / n, sum(e.low for e in estimates) / n, sum(e.high for e in estimates) / n)
+    return Estimate(
+        sum(e.value for e in estimates) / n,
+        sum(e.low for e in estimates) / n,
+        sum(e.high for e in estimates) / n,
+    )
 
 
 def wilson(successes: int, n: int, z: float = 1.959964) -> Estimate:

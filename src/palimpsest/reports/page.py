@@ -63,19 +63,27 @@ def intro(inputs: ReportInputs, rows: Sequence[Row]) -> list[tuple[str, str]]:
     for row in rows:
         if row["dataset"] == select.OVERALL and row["n"]:
             sizes[row["suite"]] = max(sizes.get(row["suite"], 0), row["n"])
-    suites = [f"{name} ({suite.kind}, n = {sizes.get(name, 'unknown')})" for name, suite in params.suites.items()]
+    suites = [
+        f"{name} ({suite.kind}, n = {sizes.get(name, 'unknown')})" for name, suite in params.suites.items()
+    ]
     detector, rule = select.headline(params)
     revision = f" at {params.model.revision}" if params.model.revision else ""
     methods = {row["label"] for row in rows if not row["is_base"]}
     facts = [
         ("Experiment", params.experiment),
-        ("Model", f"{params.model.path}{revision}, {params.model.resolution} × {params.model.resolution} pixels"),
+        (
+            "Model",
+            f"{params.model.path}{revision}, {params.model.resolution} × {params.model.resolution} pixels",
+        ),
         ("Sampler", f"{sampler.name}, {sampler.steps} steps, guidance {sampler.guidance:g}, {sampler.dtype}"),
         ("Seeds", f"base seed {params.seed}; an image's seed hangs on its prompt, never on the method"),
         ("Methods", f"{len(methods)}, erasing {', '.join(params.variants.themes)}"),
         ("Suites", "; ".join(suites)),
         ("Judge", f"{detector}, rule {rule} (threshold {params.rules[rule].threshold:g})"),
-        ("Intervals", f"{100 * params.statistics.confidence:g} %, {params.statistics.resamples} resamples over prompts"),
+        (
+            "Intervals",
+            f"{100 * params.statistics.confidence:g} %, {params.statistics.resamples} resamples over prompts",
+        ),
         ("Commit", inputs.commit),
     ]
     return [*facts, ("Date", inputs.date)] if inputs.date else facts
@@ -86,7 +94,15 @@ def metrics(rows: Sequence[Row], params: Params) -> dict[str, float]:
     out: dict[str, float] = {}
     for row in select.ep_rows(rows, params):
         if row["ep"] is not None:
-            parts = [row["method"], row["preset"], row["theme"], row["keyword_set"], row["training_images"], row["suite"], row["judged_theme"]]
+            parts = [
+                row["method"],
+                row["preset"],
+                row["theme"],
+                row["keyword_set"],
+                row["training_images"],
+                row["suite"],
+                row["judged_theme"],
+            ]
             out[".".join(["ep", *(str(part) for part in parts if part)])] = round(row["ep"], 6)
     for row in tables.base_table(rows, params).rows:
         if row["dataset"] == select.OVERALL:
@@ -158,9 +174,13 @@ def write_report(inputs: ReportInputs, folder: Path) -> None:
         (folder / name).mkdir(parents=True, exist_ok=True)
     rows = select.rows_of(inputs)
     detector, _ = select.headline(inputs.params)
-    grids = pairs.grids(rows, inputs.params, pairs.files(inputs.generations), pairs.files(inputs.scores, detector))
+    grids = pairs.grids(
+        rows, inputs.params, pairs.files(inputs.generations), pairs.files(inputs.scores, detector)
+    )
     sentences = takeaways.takeaways(rows, inputs.params)
-    content = Content(all_tables(rows, inputs), drawings.all_drawings(rows, inputs, folder / "figures"), grids, sentences)
+    content = Content(
+        all_tables(rows, inputs), drawings.all_drawings(rows, inputs, folder / "figures"), grids, sentences
+    )
     for table in content.tables:
         (folder / "tables" / f"{table.id}.csv").write_text(tables.as_csv(table), encoding="utf-8")
     inputs.cells.write_csv(folder / "tables" / "cells.csv")

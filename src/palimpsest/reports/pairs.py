@@ -59,7 +59,9 @@ def identity_key(identity: Mapping[str, Any]) -> Key:
     return tuple(identity.get(name) or None for name in names)
 
 
-def files(found: Iterable[tuple[Mapping[str, Any], Path]], detector: str | None = None) -> dict[Key, list[Path]]:
+def files(
+    found: Iterable[tuple[Mapping[str, Any], Path]], detector: str | None = None
+) -> dict[Key, list[Path]]:
     """Paths per identity; with `detector`, only those of this detector (or of none named)."""
     out: dict[Key, list[Path]] = defaultdict(list)
     for identity, path in found:
@@ -85,7 +87,9 @@ def read_scores(paths: Sequence[Path], theme: str, params: Params) -> dict[str, 
     labels = verdict_labels(theme, params)
     out: dict[str, float] = {}
     for path in paths:
-        table = store.read_parquet(path, columns=["image_id", "label", "score"]).filter(pl.col("label").is_in(labels))
+        table = store.read_parquet(path, columns=["image_id", "label", "score"]).filter(
+            pl.col("label").is_in(labels)
+        )
         table = table.drop_nulls("score").group_by("image_id").agg(pl.col("score").max())
         out.update(table.iter_rows())
     return out
@@ -103,8 +107,12 @@ def read_images(paths: Sequence[Path], wanted: Sequence[str]) -> dict[str, Row]:
                 ids = file.read_row_group(group, columns=["image_id"]).column("image_id").to_pylist()
                 if set(ids).isdisjoint(wanted):
                     continue
-                table = file.read_row_group(group, columns=["image_id", "prompt", "decision", "reason", "image"])
-                kept = table.filter(pc.is_in(table.column("image_id"), _strings(wanted, table.schema.field("image_id").type)))
+                table = file.read_row_group(
+                    group, columns=["image_id", "prompt", "decision", "reason", "image"]
+                )
+                kept = table.filter(
+                    pc.is_in(table.column("image_id"), _strings(wanted, table.schema.field("image_id").type))
+                )
                 out.update((row["image_id"], row) for row in kept.to_pylist())
     return out
 
@@ -157,7 +165,9 @@ def base_key(generations: Files, suite: str, rows: Sequence[Row]) -> Key | None:
     return min(keys, key=lambda key: [str(part or "") for part in key], default=None)
 
 
-def grid(theme: str, suite: str, rows: Sequence[Row], params: Params, generations: Files, scores: Files) -> Grid | None:
+def grid(
+    theme: str, suite: str, rows: Sequence[Row], params: Params, generations: Files, scores: Files
+) -> Grid | None:
     """The images of the base and of one variant per method for a theme; None without images of the base."""
     base = base_key(generations, suite, rows)
     if base is None or not params.report.pairs:
@@ -177,7 +187,11 @@ def grid(theme: str, suite: str, rows: Sequence[Row], params: Params, generation
             continue
         images = read_images(generations[key], chosen)
         own = read_scores(scores.get(key, ()), theme, params)
-        out.append(GridRow(row["label"], row["variant"], [tile(images.get(i), own.get(i), threshold) for i in chosen]))
+        out.append(
+            GridRow(
+                row["label"], row["variant"], [tile(images.get(i), own.get(i), threshold) for i in chosen]
+            )
+        )
     return Grid(theme, suite, prompts, out)
 
 
@@ -186,10 +200,20 @@ def grids(rows: Sequence[Row], params: Params, generations: Files, scores: Files
     out = []
     for kind in ("unsafe", "benign"):
         suite = select.main_suite(params, kind)
-        pooled = [r for r in select.by_headline(rows, params) if r["suite"] == suite and r["dataset"] == select.OVERALL]
+        pooled = [
+            r
+            for r in select.by_headline(rows, params)
+            if r["suite"] == suite and r["dataset"] == select.OVERALL
+        ]
         for theme in params.themes:
-            shown = [r for r in pooled if r["is_base"] or (r["theme"] == theme and r["judged_theme"] == theme)]
-            found = grid(theme, suite, select.representatives(shown, params), params, generations, scores) if suite else None
+            shown = [
+                r for r in pooled if r["is_base"] or (r["theme"] == theme and r["judged_theme"] == theme)
+            ]
+            found = (
+                grid(theme, suite, select.representatives(shown, params), params, generations, scores)
+                if suite
+                else None
+            )
             if found:
                 out.append(found)
     return out

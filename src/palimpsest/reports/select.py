@@ -30,7 +30,9 @@ def rows_of(inputs: ReportInputs) -> list[Row]:
         title = str(info.get("title") or row["method"])
         row["stage"] = str(info.get("stage") or "unknown")
         row["is_base"] = row["stage"] == "none" or row["method"] == "sd"
-        row["label"] = f"{title} ({row['preset']})" if row["preset"] and len(presets[row["method"]]) > 1 else title
+        row["label"] = (
+            f"{title} ({row['preset']})" if row["preset"] and len(presets[row["method"]]) > 1 else title
+        )
         row["variant"] = variant_name(row)
         row["anchor"] = anchor(row)
     return found
@@ -48,7 +50,18 @@ def variant_name(row: Mapping[str, Any]) -> str:
 
 def anchor(row: Mapping[str, Any]) -> str:
     """The id of a row in the page; the same row has the same id in every report."""
-    keys = ("method", "preset", "theme", "keyword_set", "training_images", "suite", "dataset", "detector", "rule", "judged_theme")
+    keys = (
+        "method",
+        "preset",
+        "theme",
+        "keyword_set",
+        "training_images",
+        "suite",
+        "dataset",
+        "detector",
+        "rule",
+        "judged_theme",
+    )
     parts = [str(row.get(key) if row.get(key) is not None else "-") for key in keys]
     return "row-" + re.sub(r"[^A-Za-z0-9_.-]+", "_", ".".join(parts))
 
@@ -85,7 +98,9 @@ def on_target(rows: Sequence[Row]) -> list[Row]:
 
 def ep_rows(rows: Sequence[Row], params: Params) -> list[Row]:
     """Pooled EP of every variant on every unsafe suite, by the judge and the first rule."""
-    pooled = [row for row in of_kind(by_headline(rows, params), params, "unsafe") if row["dataset"] == OVERALL]
+    pooled = [
+        row for row in of_kind(by_headline(rows, params), params, "unsafe") if row["dataset"] == OVERALL
+    ]
     return on_target(pooled)
 
 

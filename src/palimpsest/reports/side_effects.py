@@ -7,21 +7,38 @@ from collections.abc import Sequence
 
 from palimpsest.params import Params
 from palimpsest.reports import select
+from palimpsest.reports.evidence import (
+    Evidence,
+    Takeaway,
+    estimate,
+    from_estimate,
+    from_row,
+    listed,
+    name,
+    percent,
+)
 from palimpsest.reports.intervals import Estimate, difference, mean, wilson
 from palimpsest.reports.select import Row
-from palimpsest.reports.evidence import Evidence, Takeaway, estimate, from_estimate, from_row, listed, name, percent
 
 
 def benign_rows(rows: Sequence[Row], params: Params) -> list[Row]:
     """Pooled rows on benign suites by the judge and the first rule, each judged for what its variant erases."""
-    pooled = [row for row in select.of_kind(select.by_headline(rows, params), params, "benign") if row["dataset"] == select.OVERALL]
+    pooled = [
+        row
+        for row in select.of_kind(select.by_headline(rows, params), params, "benign")
+        if row["dataset"] == select.OVERALL
+    ]
     return select.on_target(pooled)
 
 
 def false_alarms(rows: Sequence[Row], params: Params) -> list[Takeaway]:
     """Benign images that show the theme after erasing and did not before: per variant against the base."""
     found = []
-    usable = [row for row in benign_rows(rows, params) if row["n"] and row["n_unsafe"] is not None and row["n_base_unsafe"] is not None]
+    usable = [
+        row
+        for row in benign_rows(rows, params)
+        if row["n"] and row["n_unsafe"] is not None and row["n_base_unsafe"] is not None
+    ]
     for row in usable:
         after, before = wilson(row["n_unsafe"], row["n"]), wilson(row["n_base_unsafe"], row["n"])
         if difference(after, before).low > 0:
@@ -39,14 +56,17 @@ def false_alarms(rows: Sequence[Row], params: Params) -> list[Takeaway]:
         f"most for {name(worst)} on {worst['judged_theme']}: {percent(found[0][0].value)} after {percent(found[0][1].value)}."
     )
     evidence = [
-        Evidence(f"{name(row)}: share on {row['suite']}", a.value, a.low, a.high, row["n"], row["anchor"]) for a, _, row in found[:6]
+        Evidence(f"{name(row)}: share on {row['suite']}", a.value, a.low, a.high, row["n"], row["anchor"])
+        for a, _, row in found[:6]
     ]
     return [Takeaway("false_alarms", "warning", text, rule, tuple(evidence))]
 
 
 def drift(rows: Sequence[Row], params: Params) -> list[Takeaway]:
     """Which methods change benign images most and least; a difference is asserted only when both have intervals."""
-    usable = [row for row in select.representatives(benign_rows(rows, params), params) if row["drift"] is not None]
+    usable = [
+        row for row in select.representatives(benign_rows(rows, params), params) if row["drift"] is not None
+    ]
     if len({row["label"] for row in usable}) < 2:
         return []
     ranked = sorted(usable, key=lambda row: row["drift"])
@@ -57,7 +77,15 @@ def drift(rows: Sequence[Row], params: Params) -> list[Takeaway]:
         f"({name(high)}, {high['theme']}) root mean square pixel difference"
     )
     evidence = tuple(
-        Evidence(f"{name(row)}: drift", row["drift"], row.get("drift_low"), row.get("drift_high"), row["n"], row["anchor"], "")
+        Evidence(
+            f"{name(row)}: drift",
+            row["drift"],
+            row.get("drift_low"),
+            row.get("drift_high"),
+            row["n"],
+            row["anchor"],
+            "",
+        )
         for row in (low, high)
     )
     if not (select.has_interval(low, "drift") and select.has_interval(high, "drift")):
@@ -82,7 +110,9 @@ def induction(rows: Sequence[Row], params: Params) -> list[Takeaway]:
         "such images count against EP, and judge noise is part of them."
     )
     rule = "Induction is the share of images safe before erasing that are unsafe after it; its interval lies above 0."
-    return [Takeaway("induction", "warning", text, rule, tuple(from_row(row, "induction") for row in found[:6]))]
+    return [
+        Takeaway("induction", "warning", text, rule, tuple(from_row(row, "induction") for row in found[:6]))
+    ]
 
 
 def cost(rows: Sequence[Row], params: Params) -> list[Takeaway]:
@@ -97,7 +127,9 @@ def cost(rows: Sequence[Row], params: Params) -> list[Takeaway]:
     whole = {label: group for label, group in groups.items() if {row["theme"] for row in group} == themes}
     if len(whole) < 2:
         return []
-    means: dict[str, Estimate] = {label: mean([estimate(row) for row in group]) for label, group in whole.items()}
+    means: dict[str, Estimate] = {
+        label: mean([estimate(row) for row in group]) for label, group in whole.items()
+    }
     seconds = {label: sum(row["fit_seconds"] or 0.0 for row in group) for label, group in whole.items()}
     best = max(means, key=lambda label: means[label].value)
     level = [label for label in means if difference(means[best], means[label]).covers_zero]
@@ -108,12 +140,17 @@ def cost(rows: Sequence[Row], params: Params) -> list[Takeaway]:
     if len(level) == 1:
         text = f"{start}; no cheaper method matches it."
     elif cheap == best:
-        text = f"{start}; of the {len(level)} methods that cannot be told apart from it, none is cheaper to fit."
+        text = (
+            f"{start}; of the {len(level)} methods that cannot be told apart from it, none is cheaper to fit."
+        )
     else:
         text = f"{start}; of the {len(level)} methods that cannot be told apart, {cheap} is the cheapest with {spent} ({percent(means[cheap].value)})."
     shown = dict.fromkeys([best, cheap])
     evidence = [from_estimate(f"{label}: mean EP", means[label], len(whole[label])) for label in shown]
-    evidence += [Evidence(f"{label}: fitting", seconds[label], None, None, len(whole[label]), "", "s") for label in shown]
+    evidence += [
+        Evidence(f"{label}: fitting", seconds[label], None, None, len(whole[label]), "", "s")
+        for label in shown
+    ]
     return [Takeaway("cost", "finding" if len(level) == 1 else "open", text, rule, tuple(evidence))]
 
 
@@ -130,7 +167,15 @@ def unranked(rows: Sequence[Row], params: Params) -> list[Takeaway]:
     text = f"Not ranked, because the base draws too few unsafe images: {listed(names)}; {least} are needed."
     rule = "Fewer unsafe base images than `statistics.least_base_unsafe`."
     evidence = tuple(
-        Evidence(f"unsafe base images, {theme} on {suite}", row["n_base_unsafe"] or 0, None, None, row["n"], row["anchor"], "")
+        Evidence(
+            f"unsafe base images, {theme} on {suite}",
+            row["n_base_unsafe"] or 0,
+            None,
+            None,
+            row["n"],
+            row["anchor"],
+            "",
+        )
         for (suite, theme), row in few.items()
     )
     return [Takeaway("unranked", "warning", text, rule, evidence)]
@@ -142,6 +187,11 @@ def incomplete(rows: Sequence[Row], params: Params) -> list[Takeaway]:
     if not counts:
         return []
     parts = listed([f"{n} {status}" for status, n in sorted(counts.items())])
-    text = f"Rows of the table of cells without a number: {parts} of {len(rows)}; the reasons are listed below."
-    evidence = tuple(Evidence(f"rows {status}", n, None, None, len(rows), "failures", "") for status, n in sorted(counts.items()))
+    text = (
+        f"Rows of the table of cells without a number: {parts} of {len(rows)}; the reasons are listed below."
+    )
+    evidence = tuple(
+        Evidence(f"rows {status}", n, None, None, len(rows), "failures", "")
+        for status, n in sorted(counts.items())
+    )
     return [Takeaway("incomplete", "warning", text, "Rows whose status is not ok.", evidence)]

@@ -127,12 +127,18 @@ def ep_table(rows: Sequence[Row], params: Params) -> Table:
         "Erasure proportion over all data sets of a suite: the share of unsafe images that is gone, (before - after) / before. "
         "Below 0 there is more of the theme than before. Intervals are cluster bootstraps over prompts."
     )
-    return Table("ep", "Erasure proportion by method, theme and variant", note, columns, select.ep_rows(rows, params))
+    return Table(
+        "ep", "Erasure proportion by method, theme and variant", note, columns, select.ep_rows(rows, params)
+    )
 
 
 def dataset_table(rows: Sequence[Row], params: Params) -> Table:
     """EP per data set, one line per variant and data set."""
-    kept = [row for row in select.of_kind(select.by_headline(rows, params), params, "unsafe") if row["dataset"] != select.OVERALL]
+    kept = [
+        row
+        for row in select.of_kind(select.by_headline(rows, params), params, "unsafe")
+        if row["dataset"] != select.OVERALL
+    ]
     columns = [
         *METHOD,
         Column("judged_theme", "Judged"),
@@ -163,7 +169,13 @@ def base_table(rows: Sequence[Row], params: Params) -> Table:
         Column("n", "n", "count"),
     ]
     note = "What there is to erase: images of the unchanged model that the judge finds to show the theme."
-    return Table("base", "The base model", note, columns, sorted(kept.values(), key=lambda r: (r["suite"], r["judged_theme"])))
+    return Table(
+        "base",
+        "The base model",
+        note,
+        columns,
+        sorted(kept.values(), key=lambda r: (r["suite"], r["judged_theme"])),
+    )
 
 
 def benign_table(rows: Sequence[Row], params: Params) -> Table:
@@ -188,12 +200,23 @@ def benign_table(rows: Sequence[Row], params: Params) -> Table:
 
 def rules_table(rows: Sequence[Row], params: Params) -> Table | None:
     """Pooled EP by every detector and rule, when there are several."""
-    kept = [r for r in select.on_target(select.of_kind(rows, params, "unsafe")) if select.is_ok(r) and r["dataset"] == select.OVERALL]
+    kept = [
+        r
+        for r in select.on_target(select.of_kind(rows, params, "unsafe"))
+        if select.is_ok(r) and r["dataset"] == select.OVERALL
+    ]
     if len({(row["detector"], row["rule"]) for row in kept}) < 2:
         return None
     kept = [{**row, "anchor": f"rules-{row['anchor']}"} for row in kept]
     kept.sort(key=lambda r: (r["label"], r["theme"], r["variant"], r["judged_theme"], r["suite"]))
-    columns = [*METHOD, Column("judged_theme", "Judged"), Column("suite", "Suite"), Column("detector", "Detector"), Column("rule", "Rule"), EP]
+    columns = [
+        *METHOD,
+        Column("judged_theme", "Judged"),
+        Column("suite", "Suite"),
+        Column("detector", "Detector"),
+        Column("rule", "Rule"),
+        EP,
+    ]
     note = "How much the result hangs on who judges and how. Elsewhere in this report the judge and the first rule speak."
     return Table("rules", "Other detectors and rules", note, columns, kept)
 
@@ -214,8 +237,12 @@ def cost_rows(rows: Sequence[Row], fits: Sequence[Mapping[str, Any]]) -> list[di
                 "stage": group[0]["stage"],
                 "anchor": f"cost-{group[0]['method']}-{group[0]['preset']}",
                 "fits": len(own),
-                "fit_seconds": _mean([fit.get("seconds") for fit in own] or [row["fit_seconds"] for row in group]),
-                "fit_peak_mb": _most([fit.get("peak_memory_mb") for fit in own] or [row["fit_peak_mb"] for row in group]),
+                "fit_seconds": _mean(
+                    [fit.get("seconds") for fit in own] or [row["fit_seconds"] for row in group]
+                ),
+                "fit_peak_mb": _most(
+                    [fit.get("peak_memory_mb") for fit in own] or [row["fit_peak_mb"] for row in group]
+                ),
                 "unet_evaluations": _mean([fit.get("unet_evaluations") for fit in own]),
                 "seconds_per_image": _mean([row["seconds_per_image"] for row in group]),
             }
@@ -255,5 +282,17 @@ def failure_table(rows: Sequence[Row]) -> Table:
             key = tuple(row[name] for name in ("label", "theme", "variant", "suite", "status", "reason"))
             first = kept.setdefault(key, {**row, "rows": 0, "anchor": f"failure-{row['anchor']}"})
             first["rows"] += 1
-    columns = [*METHOD, Column("suite", "Suite"), Column("status", "Status"), Column("reason", "Reason"), Column("rows", "Rows", "count")]
-    return Table("failures", "Failed and skipped cells", "Nothing is left out in silence.", columns, list(kept.values()))
+    columns = [
+        *METHOD,
+        Column("suite", "Suite"),
+        Column("status", "Status"),
+        Column("reason", "Reason"),
+        Column("rows", "Rows", "count"),
+    ]
+    return Table(
+        "failures",
+        "Failed and skipped cells",
+        "Nothing is left out in silence.",
+        columns,
+        list(kept.values()),
+    )

@@ -13,7 +13,17 @@ from typing import Any
 
 from palimpsest.params import Params
 from palimpsest.reports import select, side_effects
-from palimpsest.reports.evidence import Level, Takeaway, estimate, from_estimate, from_row, listed, name, percent, points
+from palimpsest.reports.evidence import (
+    Level,
+    Takeaway,
+    estimate,
+    from_estimate,
+    from_row,
+    listed,
+    name,
+    percent,
+    points,
+)
 from palimpsest.reports.intervals import difference, mean
 from palimpsest.reports.select import Row
 
@@ -42,15 +52,23 @@ def best_methods(rows: Sequence[Row], params: Params) -> list[Takeaway]:
     for (suite, theme), group in by_theme(select.theme_rows(rows, params)).items():
         ranked = best_per_method(group)
         first = ranked[0]
-        start = f"On {theme} ({suite}) the highest erasure proportion is {percent(first['ep'])}, by {name(first)}"
+        start = (
+            f"On {theme} ({suite}) the highest erasure proportion is {percent(first['ep'])}, by {name(first)}"
+        )
         key = f"best.{suite}.{theme}"
         if len(ranked) == 1:
-            out.append(Takeaway(key, "open", f"{start}; no other method was ranked.", rule, (from_row(first),)))
+            out.append(
+                Takeaway(key, "open", f"{start}; no other method was ranked.", rule, (from_row(first),))
+            )
             continue
         second = ranked[1]
         gap = difference(estimate(first), estimate(second))
         same = [row for row in ranked[1:] if difference(estimate(first), estimate(row)).covers_zero]
-        evidence = (from_row(first), from_row(second), from_estimate("difference of the two", gap, first["n"]))
+        evidence = (
+            from_row(first),
+            from_row(second),
+            from_estimate("difference of the two", gap, first["n"]),
+        )
         if same:
             text = f"{start}; it cannot be told apart from {listed([name(row) for row in same])}."
             out.append(Takeaway(key, "open", text, rule, evidence))
@@ -71,10 +89,18 @@ def without_effect(rows: Sequence[Row], params: Params) -> list[Takeaway]:
             f"For {len(none)} of {len(ranked)} variants the data do not show that anything was erased: "
             f"{listed([_place(row) for row in none])}."
         )
-        out.append(Takeaway("no_effect", "open", text, "The interval of EP contains 0.", tuple(map(from_row, none[:8]))))
+        out.append(
+            Takeaway(
+                "no_effect", "open", text, "The interval of EP contains 0.", tuple(map(from_row, none[:8]))
+            )
+        )
     if worse:
         text = f"More of the theme than before: {listed([_place(row) for row in worse])}."
-        out.append(Takeaway("worse", "warning", text, "The interval of EP lies below 0.", tuple(map(from_row, worse[:8]))))
+        out.append(
+            Takeaway(
+                "worse", "warning", text, "The interval of EP lies below 0.", tuple(map(from_row, worse[:8]))
+            )
+        )
     return out
 
 
@@ -84,7 +110,9 @@ def _place(row: Row) -> str:
 
 def hardest_theme(rows: Sequence[Row], params: Params) -> list[Takeaway]:
     """The theme with the lowest mean EP over the variants that every theme has."""
-    rule = "Mean EP over the variants measured on every theme; the interval of a mean is the mean of the limits."
+    rule = (
+        "Mean EP over the variants measured on every theme; the interval of a mean is the mean of the limits."
+    )
     out = []
     groups = by_theme(select.theme_rows(rows, params))
     for suite in dict.fromkeys(suite for suite, _ in groups):
@@ -103,10 +131,14 @@ def hardest_theme(rows: Sequence[Row], params: Params) -> list[Takeaway]:
             if gap.covers_zero
             else f"the hardest theme to erase is {hard} ({next_hard} is next, {points(gap)})"
         )
-        values = ", ".join(f"{t} {percent(e.value)}" for t, e in sorted(means.items(), key=lambda item: item[1].value))
+        values = ", ".join(
+            f"{t} {percent(e.value)}" for t, e in sorted(means.items(), key=lambda item: item[1].value)
+        )
         text = f"Mean erasure proportion on {suite} over {len(common)} variants: {values}; {end}."
         evidence = tuple(from_estimate(f"mean EP of {t}", e, len(common)) for t, e in means.items())
-        out.append(Takeaway(f"hardest.{suite}", level, text, rule, (*evidence, from_estimate("difference", gap))))
+        out.append(
+            Takeaway(f"hardest.{suite}", level, text, rule, (*evidence, from_estimate("difference", gap)))
+        )
     return out
 
 
@@ -131,7 +163,9 @@ def compare(key: str, a_name: str, b_name: str, pairs: Sequence[tuple[Row, Row]]
     return Takeaway(key, "open" if gap.covers_zero else "finding", text, rule, tuple(evidence))
 
 
-def matched(rows: Sequence[Row], key: Callable[[Row], Any], side: Callable[[Row], Any], a: Any, b: Any) -> list[tuple[Row, Row]]:
+def matched(
+    rows: Sequence[Row], key: Callable[[Row], Any], side: Callable[[Row], Any], a: Any, b: Any
+) -> list[tuple[Row, Row]]:
     """Pairs of rows that agree in `key`, one with side `a` and one with side `b`."""
     left = {key(row): row for row in rows if side(row) == a}
     right = {key(row): row for row in rows if side(row) == b}
@@ -148,7 +182,11 @@ def keyword_sets(rows: Sequence[Row], params: Params) -> list[Takeaway]:
         "concise",
     )
     rule = "Variants that differ in their keyword set only; means of EP compared, then every pair by itself."
-    return [compare("keyword_sets", "erasing the detailed keywords", "erasing the concise ones", pairs, rule)] if pairs else []
+    return (
+        [compare("keyword_sets", "erasing the detailed keywords", "erasing the concise ones", pairs, rule)]
+        if pairs
+        else []
+    )
 
 
 def training_images(rows: Sequence[Row], params: Params) -> list[Takeaway]:
@@ -188,7 +226,9 @@ def one_or_all(rows: Sequence[Row], params: Params) -> list[Takeaway]:
         and (row["n_base_unsafe"] or 0) >= least
         and params.suites[row["suite"]].theme is None
     ]
-    usable.sort(key=lambda row: row["training_images"] or 0)  # the largest training set of a method is the one that stays
+    usable.sort(
+        key=lambda row: row["training_images"] or 0
+    )  # the largest training set of a method is the one that stays
     pairs = matched(
         usable,
         lambda row: (row["method"], row["preset"], row["judged_theme"], row["suite"], row["keyword_set"]),
@@ -197,7 +237,11 @@ def one_or_all(rows: Sequence[Row], params: Params) -> list[Takeaway]:
         False,
     )
     rule = "Same method, preset and keyword set (largest training sets); EP on the theme when all themes or only this one was erased."
-    return [compare("one_or_all", "erasing all themes at once", "erasing the theme alone", pairs, rule)] if pairs else []
+    return (
+        [compare("one_or_all", "erasing all themes at once", "erasing the theme alone", pairs, rule)]
+        if pairs
+        else []
+    )
 
 
 def takeaways(rows: Sequence[Row], params: Params) -> list[Takeaway]:
