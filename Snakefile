@@ -19,15 +19,15 @@ wildcard_constraints:
 
 
 onstart:
-    snake.preflight(PLAN)
+    snake.begin(PLAN)
 
 
 onsuccess:
-    snake.link_latest(PLAN)
+    snake.end(PLAN, failed=False)
 
 
 onerror:
-    snake.explain_failures(PLAN)
+    snake.end(PLAN, failed=True)
 
 
 localrules:

@@ -13,6 +13,7 @@ import sys
 import time
 import traceback
 from collections.abc import Mapping, Sequence
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -116,7 +117,7 @@ class Job:
 
 # Loaded by the driver itself in every job; their code is in no recipe because it decides no result.
 DRIVER = frozenset(
-    {"palimpsest", "palimpsest.job", "palimpsest.closure", "palimpsest.environment", "palimpsest.store", "palimpsest.params"}
+    {"palimpsest", "palimpsest.job", "palimpsest.closure", "palimpsest.environment", "palimpsest.store", "palimpsest.forkserver"}
 )
 
 
@@ -140,6 +141,16 @@ def run(spec: Mapping[str, Any]) -> None:
             _record_failure(job, error)
         raise
     failure_path(job.key).unlink(missing_ok=True)
+
+
+def run_logged(spec: Mapping[str, Any], log: Path) -> None:
+    """`run` with everything that is printed, tracebacks included, going to a file."""
+    with open(log, "a", encoding="utf-8") as output, redirect_stdout(output), redirect_stderr(output):
+        try:
+            run(spec)
+        except BaseException:
+            traceback.print_exc()
+            raise
 
 
 def _record_failure(job: Job, error: Exception) -> None:

@@ -355,7 +355,7 @@ class Plan:
             "pairs": self.params.report.pairs,
             "themes": list(self.params.themes),
         }
-        return self._cell("compare", ours[0].where, args, [ours[0], base[0], ours[1][judge], base[1][judge]])
+        return self._cell("compare", ours[0].where, args, [ours[0], base[0], base[1][judge]])
 
     def _gates(self) -> Cell:
         params = self.params
@@ -388,8 +388,9 @@ class Plan:
         folder = Path(__file__).parent / "reports"
         assets = sorted(p for p in folder.rglob("*") if p.is_file() and p.suffix in (".html", ".css", ".js", ".j2"))
         raw = {f"reports/{p.relative_to(folder)}": self._print(str(p)) for p in assets}
-        args = {"params": params.model_dump(mode="json"), "methods": sorted({run.module for run in self.runs})}
-        return self._cell("report", where, args, [self.aggregate, *comparisons, *shared], raw=raw)
+        methods = sorted({run.module for run in self.runs})
+        args = {"params": params.model_dump(mode="json"), "methods": methods}
+        return self._cell("report", where, args, [self.aggregate, *scores, *comparisons, *shared], methods, raw)
 
     def _run_row(self, run: Run, variant: Variant) -> dict[str, Any]:
         """What the aggregation must know of a method and variant to fill its table."""

@@ -9,13 +9,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from palimpsest import forkserver
 from palimpsest import params as settings
 from palimpsest.job import failure_path
 from palimpsest.plan import PATTERNS, Cell, Plan, build
 
-__all__ = ["PATTERNS", "cell", "explain_failures", "inputs", "link_latest", "log", "plan", "preflight"]
+__all__ = ["PATTERNS", "begin", "cell", "end", "inputs", "log", "plan"]
 
 DEFAULT = "params.yaml"
+RUNNING: list[Any] = []
 
 
 def plan(workflow: Any) -> Plan:
@@ -84,6 +86,23 @@ def preflight(made: Plan) -> None:
         lines = "\n".join(f"  {n}. {problem}" for n, problem in enumerate(problems, 1))
         print(f"Nothing was run: {len(problems)} thing(s) are missing.\n{lines}", file=sys.stderr, flush=True)
         os._exit(1)
+
+
+def begin(made: Plan) -> None:
+    """What happens when a run starts: check that everything is there, then start the server that forks jobs."""
+    preflight(made)
+    if made.needed():
+        RUNNING.append(forkserver.start())
+
+
+def end(made: Plan, failed: bool) -> None:
+    """What happens when a run ends."""
+    while RUNNING:
+        forkserver.stop(RUNNING.pop())
+    if failed:
+        explain_failures(made)
+    else:
+        link_latest(made)
 
 
 def link_latest(made: Plan) -> None:

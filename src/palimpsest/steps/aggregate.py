@@ -13,7 +13,7 @@ import polars as pl
 from palimpsest import store
 from palimpsest.job import Input, Job
 from palimpsest.metrics import tables
-from palimpsest.params import Rule, Statistics
+from palimpsest.specs import Rule, Statistics
 
 BASE = tables.BASE
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from palimpsest import store
 from palimpsest.job import Job
 from palimpsest.methods.contract import Artifact, Target, ThemeTarget
-from palimpsest.params import Model, Sampler
+from palimpsest.specs import Model, Sampler
 
 if TYPE_CHECKING:
     import pyarrow as pa

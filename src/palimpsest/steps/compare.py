@@ -1,13 +1,13 @@
 """Step `compare`: what a method changed in each image, beside the unerased image of the same seed, and a few pairs to look at.
 
-Pairs are chosen by the unerased model's scores alone, so a change of threshold does not choose (or need) other images.
+Pairs are chosen by the unerased model's scores and a hash of the image id: neither the best nor the worst, the same for every method,
+and a change of a rule's threshold does not ask for other images.
 """
 
 from __future__ import annotations
 
+import hashlib
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from palimpsest import store
 from palimpsest.job import Job
@@ -15,19 +15,19 @@ from palimpsest.job import Job
 if TYPE_CHECKING:
     import polars as pl
 
+DRAWN = 0.5
 
-def chosen(frame: pl.DataFrame, themes: list[str], count: int) -> dict[str, str]:
-    """image_id -> theme of the pairs to keep: per theme the highest base scores, sources taken in turn."""
+
+def chosen(scores: pl.DataFrame, themes: list[str], count: int) -> dict[str, str]:
+    """image_id -> theme: `count` images per theme in the order of a hash, those in which the base draws the theme first."""
     import polars as pl
 
     picked: dict[str, str] = {}
     for theme in themes:
-        ranked = (
-            frame.filter(pl.col("label") == f"theme/{theme}", pl.col("score").is_not_null())
-            .with_columns(turn=pl.col("score").rank("ordinal", descending=True).over("source"))
-            .sort("turn", pl.col("score").neg(), "image_id")
-        )
-        picked |= {image: theme for image in ranked["image_id"].head(count).to_list() if image not in picked}
+        rows = scores.filter(pl.col("label") == f"theme/{theme}", pl.col("score").is_not_null()).select("image_id", "score").rows()
+        rows.sort(key=lambda row: (row[1] <= DRAWN, hashlib.sha256(row[0].encode()).hexdigest()))
+        for image_id, _ in [row for row in rows if row[0] not in picked][:count]:
+            picked[image_id] = theme
     return picked
 
 
@@ -37,37 +37,22 @@ def run(job: Job) -> None:
     from palimpsest.metrics.drift import rmse, ssim
 
     ours, theirs = job.of("generate")
-    our_scores, base_scores = job.of("score")
-    mine = store.read_parquet(ours.path, ["image_id", "source", "prompt", "seed", "decision", "image"])
+    mine = store.read_parquet(ours.path, ["image_id", "source", "prompt", "seed", "decision", "reason", "image"])
     base = store.read_parquet(theirs.path, ["image_id", "image"])
     if mine["image_id"].to_list() != base["image_id"].to_list():
         raise ValueError(f"{ours.path} and {theirs.path} do not hold the same images in the same order")
-    verdicts = store.read_parquet(base_scores.path, ["image_id", "source", "label", "score"])
-    pairs = chosen(verdicts, job.args["themes"], job.args["pairs"])
-    after = {
-        (r["image_id"], r["label"]): r["score"]
-        for r in store.read_parquet(our_scores.path, ["image_id", "label", "score"]).iter_rows(named=True)
-    }
-    before = {(r["image_id"], r["label"]): r["score"] for r in verdicts.iter_rows(named=True)}
+    scores = store.read_parquet(job.one("score").path, ["image_id", "label", "score"])
+    pairs = chosen(scores, job.args["themes"], job.args["pairs"])
     rows: list[dict[str, Any]] = []
     for new, old in zip(mine.iter_rows(named=True), base["image"].to_list(), strict=True):
-        shown = new["image"] is not None and old is not None
-        a, b = (store.decode_png(new["image"]["bytes"]), store.decode_png(old["bytes"])) if shown else (None, None)
+        row = {name: new[name] for name in ("image_id", "source", "prompt", "seed", "decision", "reason")}
+        if new["image"] is not None and old is not None:
+            a, b = store.decode_png(new["image"]["bytes"])[None], store.decode_png(old["bytes"])[None]
+            row |= {"rmse": float(rmse(a, b)[0]), "ssim": float(ssim(a, b)[0])}
         theme = pairs.get(new["image_id"])
-        rows.append(
-            {
-                **{name: new[name] for name in ("image_id", "source", "prompt", "seed", "decision")},
-                "rmse": float(np.mean(rmse(a[None], b[None]))) if shown else None,
-                "ssim": float(np.mean(ssim(a[None], b[None]))) if shown else None,
-                "pair_theme": theme,
-                "score_before": before.get((new["image_id"], f"theme/{theme}")) if theme else None,
-                "score_after": after.get((new["image_id"], f"theme/{theme}")) if theme else None,
-                "before": old if theme else None,
-                "after": new["image"] if theme else None,
-            }
-        )
+        rows.append({**row, "pair_theme": theme, "before": old if theme else None, "after": new["image"] if theme else None})
     image = pl.Struct({"bytes": pl.Binary, "path": pl.String})
-    schema = {"before": image, "after": image, "rmse": pl.Float64, "ssim": pl.Float64, "pair_theme": pl.String}
-    schema |= {"score_before": pl.Float32, "score_after": pl.Float32}
-    frame = pl.DataFrame(rows, schema_overrides=schema)
+    kinds = {"reason": pl.String, "rmse": pl.Float64, "ssim": pl.Float64, "pair_theme": pl.String, "before": image, "after": image}
+    names = ("image_id", "source", "prompt", "seed", "decision", *kinds)
+    frame = pl.DataFrame([{name: row.get(name) for name in names} for row in rows], schema_overrides=kinds)
     job.write_parquet(frame, {"images": len(rows)}, image_columns=["before", "after"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from palimpsest.job import Job
-from palimpsest.params import Suite
+from palimpsest.specs import Suite
 from palimpsest.prompts.ingest import ingest
 
 

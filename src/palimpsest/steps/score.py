@@ -13,7 +13,7 @@ import numpy as np
 
 from palimpsest import store
 from palimpsest.job import Job
-from palimpsest.params import Detector
+from palimpsest.specs import Detector, Rule
 
 if TYPE_CHECKING:
     import polars as pl
@@ -47,8 +47,9 @@ def run(job: Job) -> None:
     source = job.one("generate")
     frame = store.read_parquet(source.path, [*KEPT, "image"])
     judge = module.load(spec)
-    questions = module.questions(job.args["themes"], job.args["texts"])
+    rules = {name: Rule(kind="joined", texts=texts) for name, texts in job.args["texts"].items()}
+    questions = module.questions(job.args["themes"], rules)
     scores = judge_frame(judge, questions, frame, spec.batch)
     made = store.read_meta(source.path)
     kept = ("seconds", "peak_memory_mb", "sampling_seconds", "images", "fit", "environment")
-    job.write_parquet(scores, {"detector": judge.identity, "questions": questions, "generation": {k: made[k] for k in kept if k in made}})
+    job.write_parquet(scores, {"detector": judge.identity(), "questions": questions, "generation": {k: made[k] for k in kept if k in made}})

@@ -13,7 +13,7 @@ from palimpsest import store
 from palimpsest.job import Job
 from palimpsest.methods import sd_np
 from palimpsest.methods.contract import Artifact, Target, ThemeTarget
-from palimpsest.params import Detector
+from palimpsest.specs import Detector
 from palimpsest.steps.common import model_of, sampler_of
 
 NOTHING = "(nothing)"

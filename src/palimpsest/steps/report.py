@@ -1,0 +1,135 @@
+"""Step `report`: the page, its figures and its tables. The folder appears whole or not at all."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import os
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from palimpsest import store
+from palimpsest.job import Input, Job
+from palimpsest.params import parse
+from palimpsest.reports.inputs import ReportInputs
+from palimpsest.reports.page import write_report
+
+
+def commit() -> str:
+    """The commit of the project and whether files differ from it; "unknown" outside a git checkout."""
+    try:
+        head = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+        dirty = subprocess.run(["git", "status", "--porcelain"], capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return f"{head[:12]} with local changes" if dirty else head[:12]
+
+
+def identities(runs: list[dict[str, Any]]) -> dict[tuple[str, str, str], dict[str, Any]]:
+    """(method, preset, variant) -> the identity columns of the table."""
+    names = ("method", "preset", "theme", "keyword_set", "training_images")
+    return {(run["method"], run["preset"], run["variant"]): {name: run[name] for name in names} for run in runs}
+
+
+def identified(items: list[Input], known: dict[tuple[str, str, str], dict[str, Any]]) -> list[tuple[dict[str, Any], Path]]:
+    """Inputs with their identity; baselines under another sampler keep their preset."""
+    base = known["sd", "default", "none"]
+    found = []
+    for item in items:
+        where = item.where
+        identity = known.get((where["method"], where["preset"], where["variant"]), {**base, "preset": where["preset"]})
+        extra = {name: where[name] for name in ("suite", "detector") if name in where}
+        found.append(({**identity, **extra}, item.path))
+    return found
+
+
+def fits(costs: list[dict[str, Any]], known: dict[tuple[str, str, str], dict[str, Any]]) -> list[dict[str, Any]]:
+    """One row per fit, from the costs that travel with the scores."""
+    found: dict[tuple[str, str, str], dict[str, Any]] = {}
+    for row in costs:
+        place = (row["method"], row["preset"], row["variant"])
+        if row["fit_seconds"] is not None and place in known:
+            found[place] = {
+                **known[place],
+                "seconds": row["fit_seconds"],
+                "peak_memory_mb": row["fit_peak_memory_mb"],
+                "unet_evaluations": row["unet_evaluations"],
+                "losses": row["losses"],
+            }
+    return list(found.values())
+
+
+def environments(costs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The distinct environments that made the artifacts."""
+    found: list[dict[str, Any]] = []
+    for row in costs:
+        made = row["environment"]
+        entry = {
+            "versions": {"python": made["python"], **made["libraries"]},
+            "hardware": {name: made[name] for name in ("processor", "accelerator", "system")},
+        }
+        if entry not in found:
+            found.append(entry)
+    return found
+
+
+def with_costs(cells: Any, costs: list[dict[str, Any]], known: dict[tuple[str, str, str], dict[str, Any]]) -> Any:
+    """The table with the cost columns filled, for showing; the table itself stays free of times."""
+    import polars as pl
+
+    totals: dict[tuple[Any, ...], list[float]] = {}
+    for row in costs:
+        identity = known.get((row["method"], row["preset"], row["variant"]))
+        if identity:
+            total = totals.setdefault((*identity.values(), row["suite"]), [0.0, 0.0, 0.0, 0.0])
+            total[0] += row["sampling_seconds"]
+            total[1] += row["images"]
+            total[2], total[3] = row["fit_seconds"] or 0.0, row["fit_peak_memory_mb"] or 0.0
+    names = ["method", "preset", "theme", "keyword_set", "training_images", "suite"]
+    filled = [
+        {
+            **dict(zip(names, key, strict=True)),
+            "seconds_per_image": seconds / images if images else None,
+            "fit_seconds": fit or None,
+            "fit_peak_mb": memory or None,
+        }
+        for key, (seconds, images, fit, memory) in totals.items()
+    ]
+    kinds = {"training_images": pl.Int64, "seconds_per_image": pl.Float64, "fit_seconds": pl.Float64, "fit_peak_mb": pl.Float64}
+    frame = pl.DataFrame(filled, schema_overrides=kinds)
+    rest = cells.drop("seconds_per_image", "fit_seconds", "fit_peak_mb")
+    return rest.join(frame, on=names, how="left", nulls_equal=True).select(cells.columns)
+
+
+def run(job: Job) -> None:
+    params = parse(job.args["params"])
+    table = job.one("aggregate")
+    meta = store.read_meta(table.path)
+    cells, known = store.read_parquet(table.path), identities(meta["runs"])
+    gates = store.read_json(job.one("gates").path)["gates"] if job.of("gates") else None
+    inputs = ReportInputs(
+        params=params,
+        cells=with_costs(cells, meta["costs"], known),
+        commit=commit(),
+        fits=fits(meta["costs"], known),
+        comparisons=identified(job.of("compare"), known),
+        scores=identified(job.of("score"), known),
+        gates=gates,
+        keywords=store.read_json(job.one("keywords").path),
+        environments=environments(meta["costs"]),
+        methods=[dataclasses.asdict(importlib.import_module(name).INFO) for name in job.args["methods"]],
+    )
+    folder = job.output.parent
+    part = folder.with_name(f".{folder.name}.{os.getpid()}.part")
+    try:
+        write_report(inputs, part)
+        cells.write_csv(part / "cells.csv")
+        store.write_parquet(cells, part / "cells.parquet", {"experiment": params.experiment})
+        store.write_json({"costs": meta["costs"]}, part / "costs.json")
+        job.check()
+        store.write_json(job.meta(), part / "meta.json")
+        os.replace(part, folder)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
