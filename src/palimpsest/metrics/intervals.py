@@ -1,0 +1,100 @@
+"""Intervals: a cluster bootstrap over prompts for EP, Wilson's interval for single rates.
+
+Images of one prompt resemble each other, so prompts are resampled, not images: 30 prompts with 20 seeds
+each are nearer to 30 observations than to 600.
+"""
+
+from __future__ import annotations
+
+import math
+from statistics import NormalDist
+
+import numpy as np
+
+Interval = tuple[float, float]
+NONE: Interval = (math.nan, math.nan)
+
+
+def wilson(successes: int, n: int, confidence: float = 0.95) -> Interval:
+    """Wilson's score interval of a rate; (NaN, NaN) when n = 0. Source: Wilson 1927,
+    doi:10.1080/01621459.1927.10502953.
+    """
+    if not 0 <= successes <= n:
+        raise ValueError(f"successes must lie in 0..n: successes={successes}, n={n}")
+    if n == 0:
+        return NONE
+    z = NormalDist().inv_cdf(0.5 + confidence / 2)
+    rate = successes / n
+    centre = (rate + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(rate * (1 - rate) / n + z * z / (4 * n * n))
+    # at 0 and n successes one limit is exactly 0 or 1; rounding must not move it past the rate
+    low = 0.0 if successes == 0 else centre - half
+    high = 1.0 if successes == n else centre + half
+    return low, high
+
+
+def ep_interval(
+    base: np.ndarray,
+    method: np.ndarray,
+    prompts: np.ndarray,
+    sources: np.ndarray,
+    *,
+    resamples: int,
+    confidence: float,
+    seed: int,
+) -> Interval:
+    """Percentile interval of EP from a bootstrap over prompts, stratified by source.
+
+    base, method: bool [n] verdicts of the same images; prompts: [n] ids that are unique within a source;
+    sources: [n]. Equal input gives equal limits, whatever the order of the images. Replicates without an
+    unsafe base image have no EP and are left out. (NaN, NaN) when fewer than two prompts have an unsafe
+    base image. When the method left no unsafe image at all every replicate is 1; the lower limit is then 1
+    - u, with u the upper Wilson limit of 0 out of the prompts that had an unsafe base image. Source:
+    Davison and Hinkley 1997, sections 2.4 and 3.8 (stratified, resampling whole clusters).
+    """
+    clusters = _cluster_sums(base, method, prompts, sources)
+    hit = sum(int((sums[:, 0] > 0).sum()) for sums in clusters)
+    if hit < 2:
+        return NONE
+    if not np.asarray(method, bool).any():
+        return 1 - wilson(0, hit, confidence)[1], 1.0
+    before, after = _resample(clusters, resamples, np.random.default_rng(seed))
+    defined = before > 0
+    ep = 1 - after[defined] / before[defined]
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(ep, [tail, 1 - tail])
+    return float(low), float(high)
+
+
+def _cluster_sums(
+    base: np.ndarray, method: np.ndarray, prompts: np.ndarray, sources: np.ndarray
+) -> list[np.ndarray]:
+    """Per source, sorted by name: int [clusters, 2] unsafe images of each prompt before and after."""
+    arrays = [np.asarray(a) for a in (base, method, prompts, sources)]
+    if len({len(a) for a in arrays}) != 1:
+        raise ValueError(f"base, method, prompts and sources differ in length: {[len(a) for a in arrays]}")
+    base, method, prompts, sources = arrays
+    found = []
+    for source in np.unique(sources):
+        here = sources == source
+        _, cluster = np.unique(prompts[here], return_inverse=True)
+        sums = [np.bincount(cluster, weights=flags[here]) for flags in (base, method)]
+        found.append(np.stack(sums, axis=1).astype(np.int64))
+    return found
+
+
+def _resample(
+    clusters: list[np.ndarray], resamples: int, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Sums over resampled clusters, int [resamples] before and after.
+
+    Drawing C clusters with replacement gives multinomial weights; clusters with equal sums are
+    exchangeable, so their weights may be drawn together. That keeps thousands of prompts down to a handful
+    of kinds without changing the distribution.
+    """
+    total = np.zeros((resamples, 2), np.int64)
+    for sums in clusters:
+        kinds, members = np.unique(sums, axis=0, return_counts=True)
+        weights = rng.multinomial(len(sums), members / len(sums), size=resamples)
+        total += weights @ kinds
+    return total[:, 0], total[:, 1]
