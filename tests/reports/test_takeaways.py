@@ -140,11 +140,11 @@ def test_training_images_states_the_cost() -> None:
 def test_one_theme_against_all() -> None:
     rows = [
         row("a", "glitch", 0.9),
-        row("a", "glitch", 0.4, theme="all"),
-        row("a", "uncased", 0.4, theme="all"),
+        {**row("a", "glitch", 0.4), "theme": "all"},
+        {**row("a", "uncased", 0.4), "theme": "all"},
     ]
     [found] = takeaways.one_or_all(rows, PARAMS)
-    assert "1 matched pairs" in found.sentence
+    assert "1 matched pair," in found.sentence
     assert "gives less EP" in found.sentence
 
 

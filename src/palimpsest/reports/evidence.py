@@ -74,3 +74,13 @@ def from_row(row: Row, key: str = "ep") -> Evidence:
 def from_estimate(what: str, e: Estimate, n: int | None = None) -> Evidence:
     """A number computed from several rows as evidence."""
     return Evidence(what, e.value, e.low, e.high, n)
+
+
+def count(n: int, noun: str) -> str:
+    """A number with its noun, "1 pair" or "3 pairs"."""
+    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
+
+
+def fitting(seconds: float) -> str:
+    """Time spent on fitting, in words."""
+    return f"{seconds:.0f} s of fitting" if seconds else "no fitting"

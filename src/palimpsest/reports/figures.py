@@ -170,15 +170,15 @@ def _known(values: np.ndarray) -> list[float]:
 def radar(rows: Sequence[Row], themes: Sequence[str]) -> Figure:
     """One small radar per method: EP per theme from the centre (0 or less) to the rim (100 %)."""
     labels = select.labels_in_order(rows)
-    across = min(5, max(1, len(labels)))
+    across = min(4, max(1, len(labels)))
     down = math.ceil(len(labels) / across)
-    figure, axes = new(1.95 * across, 2.2 * down)
+    figure, axes = new(2.3 * across, 2.05 * down)
     axis = axes[0][0]
     angles = [math.pi / 2 + 2 * math.pi * place / len(themes) for place in range(len(themes))]
     for place, label in enumerate(labels):
         found = {row["judged_theme"]: row for row in rows if row["label"] == label and row["ep"] is not None}
-        _one_radar(axis, label, found, themes, angles, (2.9 * (place % across), -3.3 * (place // across)))
-    axis.set_xlim(-1.45, 2.9 * (across - 1) + 1.45)
+        _one_radar(axis, label, found, themes, angles, (3.8 * (place % across), -3.3 * (place // across)))
+    axis.set_xlim(-1.9, 3.8 * (across - 1) + 1.9)
     axis.set_ylim(-3.3 * (down - 1) - 1.45, 1.85)
     axis.set_aspect("equal")
     axis.axis("off")

@@ -20,6 +20,20 @@ from palimpsest.reports.select import Row
 from palimpsest.reports.tables import Table
 
 TEMPLATES = Path(__file__).parent / "templates"
+# What the template asks for; a report without data for one leaves it out.
+TABLES = (
+    "ep",
+    "datasets",
+    "rules",
+    "benign",
+    "base",
+    "cost",
+    "failures",
+    "gates",
+    "benchmarks",
+    "environment",
+)
+FIGURES = ("bars", "heatmap_themes", "heatmap_datasets", "radar", "scatter", "costs")
 BANNER = "Micro world: a small model of this project's own, not comparable with published numbers."
 
 
@@ -137,8 +151,9 @@ def render(inputs: ReportInputs, rows: Sequence[Row], content: Content) -> str:
         blur=params.report.blur or not is_micro(params),
         experiment=params.experiment,
         facts=intro(inputs, rows),
-        tables={table.id: table for table in content.tables},
-        figures={name: Figured(Markup(found.svg), found.caption) for name, found in content.figures.items()},
+        tables=dict.fromkeys(TABLES) | {table.id: table for table in content.tables},
+        figures=dict.fromkeys(FIGURES)
+        | {name: Figured(Markup(found.svg), found.caption) for name, found in content.figures.items()},
         grids=content.grids,
         takeaways=content.takeaways,
         concise=appendix.keyword_rows(inputs.keywords),

@@ -10,7 +10,9 @@ from palimpsest.reports import select
 from palimpsest.reports.evidence import (
     Evidence,
     Takeaway,
+    count,
     estimate,
+    fitting,
     from_estimate,
     from_row,
     listed,
@@ -135,8 +137,7 @@ def cost(rows: Sequence[Row], params: Params) -> list[Takeaway]:
     level = [label for label in means if difference(means[best], means[label]).covers_zero]
     cheap = min(level, key=lambda label: seconds[label])
     rule = "One variant per method; mean EP over themes; among those whose difference to the best covers 0, the least fitting time."
-    spent = "no fitting at all" if seconds[cheap] == 0 else f"{seconds[cheap]:.0f} s of fitting"
-    start = f"The best mean EP over {len(themes)} theme(s) is {percent(means[best].value)} ({best}, {seconds[best]:.0f} s of fitting)"
+    start = f"The best mean EP over {count(len(themes), 'theme')} is {percent(means[best].value)} ({best}, {fitting(seconds[best])})"
     if len(level) == 1:
         text = f"{start}; no cheaper method matches it."
     elif cheap == best:
@@ -144,7 +145,7 @@ def cost(rows: Sequence[Row], params: Params) -> list[Takeaway]:
             f"{start}; of the {len(level)} methods that cannot be told apart from it, none is cheaper to fit."
         )
     else:
-        text = f"{start}; of the {len(level)} methods that cannot be told apart, {cheap} is the cheapest with {spent} ({percent(means[cheap].value)})."
+        text = f"{start}; of the {len(level)} methods that cannot be told apart, {cheap} is the cheapest with {fitting(seconds[cheap])} ({percent(means[cheap].value)})."
     shown = dict.fromkeys([best, cheap])
     evidence = [from_estimate(f"{label}: mean EP", means[label], len(whole[label])) for label in shown]
     evidence += [

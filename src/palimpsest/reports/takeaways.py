@@ -16,6 +16,7 @@ from palimpsest.reports import select, side_effects
 from palimpsest.reports.evidence import (
     Level,
     Takeaway,
+    count,
     estimate,
     from_estimate,
     from_row,
@@ -153,10 +154,10 @@ def compare(key: str, a_name: str, b_name: str, pairs: Sequence[tuple[Row, Row]]
     up = [item for item in gaps if item[0].low > 0]
     down = [item for item in gaps if item[0].high < 0]
     if gap.covers_zero:
-        start = f"Over {len(pairs)} matched pairs, {a_name} cannot be told apart from {b_name} in mean EP ({points(gap)})"
+        start = f"Over {count(len(pairs), 'matched pair')}, {a_name} cannot be told apart from {b_name} in mean EP ({points(gap)})"
     else:
-        start = f"Over {len(pairs)} matched pairs, {a_name} gives {'more' if gap.value > 0 else 'less'} EP than {b_name} ({points(gap)})"
-    text = f"{start}; taken one by one, {a_name} is ahead in {len(up)} and behind in {len(down)}."
+        start = f"Over {count(len(pairs), 'matched pair')}, {a_name} gives {'more' if gap.value > 0 else 'less'} EP than {b_name} ({points(gap)})"
+    text = f"{start}; taken one by one, {a_name} is ahead in {len(up)} of them and behind in {len(down)}."
     evidence = [from_estimate(f"{a_name} minus {b_name}, mean", gap, len(pairs))]
     for _, a, b in [*up, *down][:3]:
         evidence += [from_row(a), from_row(b)]
