@@ -209,7 +209,7 @@ def draw(rng: np.random.Generator, size: int = 64) -> np.ndarray:
 
 
 def write_images(identity: dict[str, Any], folder: Path, n: int) -> tuple[Path, Path]:
-    """Generations and scores of one method on one suite; the first prompt is hostile, some prompts of the filter are blocked."""
+    """Generations and scores of one method on one suite; some prompts are hostile, some prompts of the filter are blocked."""
     import pyarrow as pa
 
     name = "_".join(str(value) for value in identity.values())

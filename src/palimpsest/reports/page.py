@@ -34,7 +34,7 @@ TABLES = (
     "environment",
 )
 FIGURES = ("bars", "heatmap_themes", "heatmap_datasets", "radar", "scatter", "costs")
-BANNER = "Micro world: a small model of this project's own, not comparable with published numbers."
+BANNER = "Micro world: a small model that this project trained itself; not comparable with published numbers."
 
 
 @dataclass(frozen=True)
