@@ -1,0 +1,182 @@
+"""The command `palimpsest`: help around the pipeline. The pipeline itself is run by `snakemake`.
+
+Every command imports what it needs when it runs, so that `palimpsest --help` and shell completion stay fast.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NoReturn
+
+import typer
+
+if TYPE_CHECKING:
+    from palimpsest.params import Params
+    from palimpsest.plan import Plan
+
+SETTINGS = "params.yaml"
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False
+)
+Overlays = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--config", "-c", help="Settings laid over params.yaml, as snakemake's --configfile; repeatable."
+    ),
+]
+
+
+@app.callback()
+def palimpsest() -> None:
+    """Measure concept erasure in text-to-image diffusion models. `snakemake` runs the experiment; these commands help around it."""
+
+
+def stop(message: str, code: int = 1) -> NoReturn:
+    """Print a message to standard error and end with an exit code."""
+    typer.echo(message, err=True)
+    raise typer.Exit(code)
+
+
+def load_settings(overlays: list[Path] | None) -> Params:
+    """The experiment's settings; every problem is printed and ends the command."""
+    from palimpsest import params
+
+    if not Path(SETTINGS).is_file():
+        stop(
+            f"there is no {SETTINGS} in {Path.cwd()}; run this in the project folder (where the Snakefile is)"
+        )
+    try:
+        return params.load(SETTINGS, *(overlays or []))
+    except params.BadSettings as error:
+        stop(str(error))
+
+
+def load_plan(overlays: list[Path] | None) -> Plan:
+    """The plan of the experiment; settings that cannot be planned end the command."""
+    from palimpsest import params, plan
+
+    settings = load_settings(overlays)
+    try:
+        return plan.build(settings, ".")
+    except params.BadSettings as error:
+        stop(str(error))
+
+
+@app.command()
+def doctor(config: Overlays = None) -> None:
+    """Check that a run can work here: Python, libraries, disk, memory, files of the experiment, leftovers of killed runs."""
+    from palimpsest.cli_doctor import FAIL, examine
+
+    checks = examine(Path(SETTINGS), config or [])
+    for check in checks:
+        typer.echo(f"{check.level:<5} {check.subject}: {check.found}")
+        if check.remedy:
+            typer.echo(f"      -> {check.remedy}")
+    bad = sum(check.level == FAIL for check in checks)
+    if bad:
+        stop(f"{bad} problem(s) would stop a run.")
+    typer.echo("A run can start: snakemake")
+
+
+@app.command()
+def explain(
+    cell: Annotated[
+        str,
+        typer.Argument(
+            help="A path, the beginning of a key, or a place such as uce/diffusers2025/uncased.detailed/nsfw."
+        ),
+    ],
+    config: Overlays = None,
+) -> None:
+    """Show what decides a cell's result, and in what it differs from older artifacts at the same place."""
+    from palimpsest.cli_explain import NoSuchCell, explanation, find
+
+    plan = load_plan(config)
+    try:
+        typer.echo("\n".join(explanation(plan, find(plan, cell))))
+    except NoSuchCell as error:
+        stop(str(error))
+
+
+@app.command("new-method")
+def new_method(
+    name: Annotated[
+        str, typer.Argument(help="Lower case letters, digits and underscores, such as my_method.")
+    ],
+) -> None:
+    """Write a method that runs at once: a module and a settings file to change into your own."""
+    from palimpsest.cli_new import BadName, write
+
+    try:
+        module, settings = write(name, Path("."))
+    except BadName as error:
+        stop(str(error))
+    typer.echo(f"wrote {module}\nwrote {settings}\n")
+    typer.echo("It already works. See what would run, run it, and test it:")
+    typer.echo(f"  snakemake -n\n  snakemake\n  pytest tests/contract -k {name}")
+
+
+@app.command()
+def cite(
+    experiment: Annotated[
+        str | None,
+        typer.Argument(help="A file of experiments/, without .yaml; params.yaml alone when left out."),
+    ] = None,
+) -> None:
+    """Print BibTeX entries of every method an experiment uses, its judge, and the tools."""
+    from palimpsest.cli_cite import entries
+
+    overlays = None
+    if experiment is not None and experiment != load_settings(None).experiment:
+        path = Path("experiments") / f"{experiment}.yaml"
+        if not path.is_file():
+            known = sorted(p.stem for p in Path("experiments").glob("*.yaml"))
+            stop(f"there is no {path}; allowed: {[load_settings(None).experiment, *known]}")
+        overlays = [path]
+    typer.echo("\n\n".join(entries(load_plan(overlays))))
+
+
+@app.command("concise-sets")
+def concise_sets(
+    matrix: Annotated[Path, typer.Argument(help="CSV: erased keyword per row, judged keyword per column.")],
+) -> None:
+    """Derive concise keyword sets from a cross-suppression matrix."""
+    from palimpsest.keywords.concise import main_table
+
+    try:
+        typer.echo(main_table(matrix))
+    except (OSError, ValueError) as error:
+        stop(f"{matrix}: {error}")
+
+
+@app.command()
+def validate(
+    files: Annotated[
+        list[Path] | None, typer.Argument(help="Overlays or method files; all of them when left out.")
+    ] = None,
+) -> None:
+    """Check settings files whole, and print every problem with what is allowed."""
+    from palimpsest.cli_validate import check, everything
+
+    if not Path(SETTINGS).is_file():
+        stop(
+            f"there is no {SETTINGS} in {Path.cwd()}; run this in the project folder (where the Snakefile is)"
+        )
+    bad = 0
+    for path in files or everything(Path(".")):
+        problems = check(path, Path("."))
+        bad += bool(problems)
+        typer.echo(f"{path}: {'ok' if not problems else ''}".rstrip())
+        for problem in problems:
+            typer.echo(f"  {problem}")
+    if bad:
+        stop(f"{bad} file(s) cannot be used.")
+
+
+def main() -> None:
+    """Entry point of the command."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,256 @@
+"""`palimpsest doctor`: what would stop a run, or slow it down, found before it starts. Loads no model and no torch."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+from palimpsest import environment, params
+
+OK, WARN, FAIL = "ok", "warn", "FAIL"
+LOCK = "requirements.txt"
+RUNNERS = ("snakemake", "dvc", "pydantic", "grimp", "scipy", "matplotlib")
+FOLDERS = ("data", "models", "reports")
+GIB = 1 << 30
+DISK = 5 * GIB
+MEMORY = 6 * GIB
+
+
+@dataclass(frozen=True)
+class Check:
+    """One finding. level: "ok", "warn" (a run can start) or "FAIL" (it cannot). remedy: the next command, or empty."""
+
+    level: str
+    subject: str
+    found: str
+    remedy: str = ""
+
+
+def examine(settings: Path, overlays: Sequence[Path]) -> list[Check]:
+    """All checks, for the project in the current folder and one experiment."""
+    root = Path(".")
+    everywhere: list[Callable[[], Iterator[Check]]] = [
+        python,
+        lambda: libraries(root / LOCK),
+        lambda: disk(root),
+        memory,
+        gpu,
+        lambda: leftovers(root),
+        lambda: lock(root),
+        lambda: failures(root),
+    ]
+    checks = [check for look in everywhere for check in look()]
+    return [*checks, *experiment(settings, overlays, root)]
+
+
+def python() -> Iterator[Check]:
+    """Which Python runs this; one that is too old could not have been installed into."""
+    yield Check(OK, "python", platform.python_version())
+
+
+def locked(path: Path) -> dict[str, str]:
+    """Versions in a lock that hold for this Python and system, by normalised name."""
+    from packaging.requirements import Requirement
+
+    found = {}
+    for line in path.read_text(encoding="utf-8").splitlines():
+        if re.match("[A-Za-z0-9]", line):
+            requirement = Requirement(line.removesuffix("\\").strip())
+            if requirement.marker is None or requirement.marker.evaluate():
+                found[requirement.name.lower()] = next(iter(requirement.specifier)).version
+    return found
+
+
+def libraries(path: Path) -> Iterator[Check]:
+    """Whether the libraries that decide results, and those that run the workflow, are the locked versions."""
+    if not path.is_file():
+        yield Check(WARN, "libraries", f"no {path.name} to compare with", "run this in the project folder")
+        return
+    wanted = locked(path)
+    other, missing = [], []
+    for name in (*environment.LIBRARIES, *RUNNERS):
+        try:
+            version = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            missing.append(name)
+            continue
+        if name in wanted and version.partition("+")[0] != wanted[name]:
+            other.append(f"{name} {version} (locked: {wanted[name]})")
+    if missing:
+        yield Check(FAIL, "libraries", f"not installed: {', '.join(missing)}", "make setup")
+    if other:
+        yield Check(
+            WARN,
+            "libraries",
+            f"{', '.join(other)}; results may differ in their last digits",
+            "rm -rf .venv && make setup",
+        )
+    if not missing and not other:
+        yield Check(
+            OK, "libraries", f"{len(environment.LIBRARIES) + len(RUNNERS)} of the lock checked, all as locked"
+        )
+
+
+def disk(root: Path) -> Iterator[Check]:
+    """Whether there is room for artifacts."""
+    free = shutil.disk_usage(root).free
+    if free >= DISK:
+        yield Check(OK, "disk", f"{free / GIB:.0f} GiB free")
+    else:
+        remedy = "delete results you do not need (`du -sh data/* models/* | sort -h`), or `dvc gc -w` when they are shared"
+        yield Check(
+            WARN, "disk", f"{free / GIB:.1f} GiB free; a run of Stable Diffusion writes tens of GiB", remedy
+        )
+
+
+def memory() -> Iterator[Check]:
+    """Whether memory is enough for the default experiment."""
+    import psutil
+
+    free = psutil.virtual_memory().available
+    text = f"{free / GIB:.1f} GiB available, {os.cpu_count()} core(s)"
+    if free >= MEMORY:
+        yield Check(OK, "memory", text)
+    else:
+        yield Check(
+            WARN,
+            "memory",
+            f"{text}; a run may need {MEMORY / GIB:.0f}",
+            "close other programs, or run `snakemake --cores 1`",
+        )
+
+
+def gpu() -> Iterator[Check]:
+    """Which GPU the driver reports, if any."""
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        yield Check(OK, "gpu", "none; the micro world does not need one, Stable Diffusion does in practice")
+        return
+    query = [tool, "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(query, capture_output=True, text=True, timeout=20, check=False)
+    except subprocess.TimeoutExpired:
+        yield Check(
+            WARN,
+            "gpu",
+            "nvidia-smi does not answer",
+            "restart the driver, or hide the GPU with CUDA_VISIBLE_DEVICES=",
+        )
+        return
+    if done.returncode == 0 and done.stdout.strip():
+        yield Check(OK, "gpu", "; ".join(line.strip() for line in done.stdout.strip().splitlines()))
+    else:
+        yield Check(
+            WARN,
+            "gpu",
+            f"nvidia-smi failed: {(done.stderr or done.stdout).strip()[:200]}",
+            "check the driver with `nvidia-smi`",
+        )
+
+
+def leftovers(root: Path) -> Iterator[Check]:
+    """Half-written files whose writer is gone."""
+    import psutil
+
+    parts = [path for folder in FOLDERS for path in sorted((root / folder).rglob("*.part"))]
+    dead = []
+    for path in parts:
+        match = re.search(r"\.(\d+)\.part$", path.name)
+        if not (match and psutil.pid_exists(int(match[1]))):
+            dead.append(path)
+    if not dead:
+        yield Check(
+            OK,
+            "leftovers",
+            "no half-written files" if not parts else f"{len(parts)} file(s) are being written now",
+        )
+        return
+    size = sum(path.stat().st_size for path in dead if path.exists())
+    names = ", ".join(str(path) for path in dead[:3]) + (", ..." if len(dead) > 3 else "")
+    yield Check(
+        WARN,
+        "leftovers",
+        f"{len(dead)} half-written file(s), {size / GIB:.2f} GiB: {names}",
+        f"find {' '.join(FOLDERS)} -name '*.part' -delete",
+    )
+
+
+def lock(root: Path) -> Iterator[Check]:
+    """Whether another run, alive or killed, holds Snakemake's lock."""
+    import psutil
+
+    folder = root / ".snakemake" / "locks"
+    held = sorted(folder.iterdir()) if folder.is_dir() else []
+    if not held:
+        yield Check(OK, "lock", "free")
+        return
+    here = root.resolve()
+    running = [p for p in psutil.process_iter(["pid", "name", "cmdline"]) if _is_run(p, here)]
+    if running:
+        pids = ", ".join(str(p.pid) for p in running)
+        yield Check(
+            FAIL,
+            "lock",
+            f"a run is under way (process {pids})",
+            "wait for it, or stop it with Ctrl-C and go on with `snakemake`",
+        )
+    else:
+        yield Check(FAIL, "lock", "held by a run that is gone", "snakemake --unlock")
+
+
+def _is_run(process: object, here: Path) -> bool:
+    import psutil
+
+    assert isinstance(process, psutil.Process)
+    command = process.info.get("cmdline") or []
+    if not any(Path(part).name == "snakemake" for part in command[:3]):
+        return False
+    try:
+        return Path(process.cwd()) == here
+    except (psutil.Error, OSError):
+        return True
+
+
+def failures(root: Path) -> Iterator[Check]:
+    """Cells that failed in the last run; the same command tries them again."""
+    records = sorted((root / ".palimpsest" / "failed").glob("*.json"))
+    for path in records[:5]:
+        try:
+            record = json.loads(path.read_text(encoding="utf-8"))
+            what = f"{record['step']} {'/'.join(record['where'].values())}: {record['reason']}"
+        except (ValueError, KeyError) as error:
+            what = f"{path} cannot be read ({error})"
+        yield Check(WARN, "failed cell", what[:300], "snakemake tries it again; logs/ has the whole message")
+    if len(records) > 5:
+        yield Check(WARN, "failed cell", f"and {len(records) - 5} more in {path.parent}")
+
+
+def experiment(settings: Path, overlays: Sequence[Path], root: Path) -> Iterator[Check]:
+    """Settings, prompt files and weights of the experiment."""
+    from palimpsest.weights import check_weights
+
+    try:
+        found = params.load(settings, *overlays)
+    except params.BadSettings as error:
+        yield Check(FAIL, "settings", str(error), "correct them, then `palimpsest validate`")
+        return
+    yield Check(
+        OK,
+        "settings",
+        f"experiment {found.experiment}, {len(found.themes)} themes, {len(found.suites)} suites",
+    )
+    from palimpsest.prompts.inventory import check_files
+
+    for name, problems in (("prompts", check_files(found, root)), ("weights", check_weights(found, root))):
+        for problem in problems:
+            yield Check(FAIL, name, problem)
+        if not problems:
+            yield Check(OK, name, "all files are there")
