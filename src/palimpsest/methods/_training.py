@@ -1,0 +1,82 @@
+"""What gradient-based methods share: seeded draws, a trainable copy of a component, and the tensors it leaves
+behind.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def generator(seed: int, purpose: str) -> torch.Generator:
+    """A CPU generator of its own for one purpose, so that a new kind of draw does not shift the others."""
+    digest = hashlib.sha256(f"{seed}/{purpose}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+
+
+def normal(seeds: Iterable[int], shape: Sequence[int]) -> Tensor:
+    """Standard normal float32 [N, *shape] on the CPU, one generator per seed: a sample does not depend on its
+    neighbours.
+    """
+    return torch.stack(
+        [torch.randn(*shape, generator=torch.Generator().manual_seed(int(seed))) for seed in seeds]
+    )
+
+
+def in_float32(module: Any) -> Any:
+    """The module itself when it is in float32, else a float32 copy: half precision loses small updates."""
+    return (
+        module
+        if all(p.dtype == torch.float32 for p in module.parameters())
+        else copy.deepcopy(module).float()
+    )
+
+
+def trainable_copy(module: Any, names: Sequence[str]) -> Any:
+    """A float32 copy in which only `names` are trained; the other tensors are shared with `module` and get no
+    gradients.
+    """
+    module = in_float32(module)
+    wanted = set(names)
+    own = dict(module.named_parameters())
+    missing = sorted(wanted - set(own))
+    if not wanted or missing:
+        raise ValueError(
+            f"nothing to train in {type(module).__name__}"
+            if not wanted
+            else f"no parameters named {missing[:5]}"
+        )
+    shared: dict[int, Any] = {
+        id(p): torch.nn.Parameter(p.detach(), requires_grad=False) for n, p in own.items() if n not in wanted
+    }
+    shared |= {id(buffer): buffer for buffer in module.buffers()}
+    student = copy.deepcopy(module, shared)
+    for name, parameter in student.named_parameters():
+        parameter.requires_grad_(name in wanted)
+    return student
+
+
+def trained(student: Any) -> dict[str, Tensor]:
+    """Name -> parameter, for those that are trained, in the module's order."""
+    return {name: parameter for name, parameter in student.named_parameters() if parameter.requires_grad}
+
+
+def snapshot(student: Any) -> dict[str, Tensor]:
+    """Detached CPU copies of the trained parameters."""
+    return {name: parameter.detach().to("cpu", copy=True) for name, parameter in trained(student).items()}
+
+
+def checked(loss: Tensor, update: int) -> float:
+    """The loss as a number. Raises FloatingPointError when it is not finite."""
+    value = float(loss.detach())
+    if not math.isfinite(value):
+        raise FloatingPointError(
+            f"the loss is {value} at update {update}; lower learning_rate in the method's settings, run again"
+        )
+    return value
