@@ -1,0 +1,1 @@
+"""The micro world: scenes, captions and models made from a seed."""
