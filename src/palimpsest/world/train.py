@@ -1,0 +1,46 @@
+"""Train one model of the micro world: ``python -m palimpsest.world.train autoencoder --out DIR --seed 0``."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Parse the command line and train. A second call with the same folder goes on where the first stopped."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("model", choices=("autoencoder", "clip", "unet", "judge"))
+    parser.add_argument(
+        "--out", type=Path, required=True, help="folder for checkpoints, logs and the finished model"
+    )
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--minutes", type=float, help="stop at the first checkpoint after so many minutes")
+    parser.add_argument("--threads", type=int, help="processor threads (default: torch's choice)")
+    parser.add_argument("--autoencoder", type=Path, help="folder of the trained autoencoder (unet, judge)")
+    parser.add_argument("--clip", type=Path, help="folder of the trained CLIP (unet, judge)")
+    options = parser.parse_args(argv)
+
+    import torch
+
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    if options.model == "autoencoder":
+        from palimpsest.world import autoencoder
+
+        autoencoder.train(options.out, options.seed, options.minutes)
+    elif options.model == "clip":
+        from palimpsest.world import clip
+
+        clip.train(options.out, options.seed, options.minutes)
+    elif options.model == "unet":
+        from palimpsest.world import unet
+
+        unet.train(options.out, options.seed, options.autoencoder, options.clip, options.minutes)
+    elif options.model == "judge":
+        from palimpsest.world import judge
+
+        judge.train(options.out, options.seed, options.autoencoder, options.clip, options.minutes)
+
+
+if __name__ == "__main__":
+    main()
