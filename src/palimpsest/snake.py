@@ -51,7 +51,7 @@ def _find(made: Plan, rule_output: str) -> Cell:
 
 def inputs(made: Plan, step: str) -> Callable[[Any], list[Any]]:
     """An input function: the upstream artifacts of the cell, marked ancient because names, not times, decide."""
-    from snakemake.ioflags import ancient
+    from snakemake.io import ancient
 
     def find(wildcards: Any) -> list[Any]:
         return [ancient(c.path) for c in _find(made, PATTERNS[step].format(**dict(wildcards.items()))).inputs]

@@ -1,0 +1,122 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from palimpsest import closure, forkserver, job, store
+
+ROOTS = ("palimpsest.steps.keywords", "palimpsest.job")
+THEMES = {"uncased": {"detailed": ["uncased", "gears"], "concise": ["gears"], "safe": "a robot"}}
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def spec(**changes):
+    """A real cell: the keywords step with given concise sets."""
+    made = {
+        "step": "keywords",
+        "where": {"name": "sets"},
+        "key": "0123456789abcdef",
+        "args": {"themes": THEMES, "keywords": {"concise": "given", "threshold": 50.0}},
+        "inputs": [],
+        "output": "data/shared/keywords/sets.0123456789abcdef.json",
+        "roots": list(ROOTS),
+        "code": closure.digest(ROOTS),
+        "recipe": {"step": "keywords"},
+        "hints": {"threads": 1},
+    }
+    return {**made, **changes}
+
+
+def in_process(asked) -> subprocess.CompletedProcess:
+    """Run the job in its own interpreter, as Snakemake does."""
+    code = "import json, sys; from palimpsest.job import run; run(json.load(sys.stdin))"
+    return subprocess.run([sys.executable, "-c", code], input=json.dumps(asked), text=True, capture_output=True, check=False)
+
+
+def test_a_job_writes_its_artifact_with_recipe_and_environment():
+    asked = spec()
+    assert in_process(asked).returncode == 0
+    made = store.read_json(asked["output"])
+    assert made["themes"]["uncased"]["concise"] == ["gears"]
+    assert made["meta"]["key"] == asked["key"] and made["meta"]["environment"]["libraries"]["polars"]
+
+
+def test_code_that_is_not_the_plans_stores_nothing_and_is_recorded():
+    asked = spec(code="0" * 32)
+    done = in_process(asked)
+    assert done.returncode != 0 and "the code changed since the plan of this run was made" in done.stderr
+    assert not os.path.exists(asked["output"])
+    record = store.read_json(job.failure_path(asked["key"]))
+    assert record["status"] == "error" and "CodeChanged" in record["reason"]
+
+
+def test_an_import_the_plan_did_not_count_stores_nothing():
+    roots = ["palimpsest.job"]
+    done = in_process(spec(roots=roots, code=closure.digest(roots)))
+    assert done.returncode != 0 and "palimpsest.steps.keywords" in done.stderr and "not reachable" in done.stderr
+
+
+def test_a_success_clears_the_record_of_an_earlier_failure():
+    in_process(spec(code="0" * 32))
+    assert job.failure_path("0123456789abcdef").exists()
+    in_process(spec())
+    assert not job.failure_path("0123456789abcdef").exists()
+
+
+@pytest.fixture
+def server():
+    running = forkserver.start()
+    if running is None:
+        pytest.skip("no fork server on this machine (no fork, or a GPU)")
+    deadline = time.monotonic() + 30
+    while not forkserver.SOCKET.exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    yield running
+    forkserver.stop(running)
+
+
+def test_the_fork_server_makes_the_same_artifact_and_reports_failures(server, tmp_path):
+    asked = spec()
+    assert forkserver.ask(asked, tmp_path / "log") == 0
+    assert store.read_json(asked["output"])["themes"]["uncased"]["concise"] == ["gears"]
+    failing = spec(key="f" * 16, code="0" * 32, output="data/shared/keywords/sets.ffffffffffffffff.json")
+    assert forkserver.ask(failing, tmp_path / "log") == 1
+    assert "the code changed" in (tmp_path / "log").read_text()
+    assert oct(forkserver.SOCKET.stat().st_mode)[-3:] == "600"
+
+
+def test_without_a_server_the_job_must_run_elsewhere(tmp_path):
+    assert forkserver.ask(spec(), tmp_path / "log") is None
+
+
+def test_the_server_ends_with_its_parent(tmp_path):
+    code = (
+        "from palimpsest import forkserver; import time; s = forkserver.start(); print(s.pid if s else 0, flush=True); time.sleep(60)"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    pid = int(parent.stdout.readline())
+    if not pid:
+        parent.kill()
+        pytest.skip("no fork server on this machine")
+    parent.send_signal(signal.SIGKILL)
+    parent.wait()
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        try:
+            state = open(f"/proc/{pid}/stat").read().split()[2]
+        except FileNotFoundError:
+            return
+        if state == "Z":
+            return
+        time.sleep(0.2)
+    pytest.fail("the server outlived its parent")

@@ -1,0 +1,126 @@
+"""The plan decides what runs, so these tests state which change moves which keys."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from palimpsest import params, plan
+
+ROOT = Path(__file__).parents[1]
+
+
+def settings(**overlay):
+    return params.parse(params.merge(params.read_yaml(ROOT / "params.yaml"), overlay))
+
+
+def built(**overlay) -> plan.Plan:
+    return plan.build(settings(**overlay), ROOT)
+
+
+def moved(before: plan.Plan, after: plan.Plan) -> Counter:
+    """Steps of the cells whose path is new."""
+    return Counter(cell.step for path, cell in after.cells.items() if path not in before.cells)
+
+
+@pytest.fixture(scope="module")
+def base() -> plan.Plan:
+    return built()
+
+
+def test_building_twice_gives_the_same_paths(base):
+    assert list(built().cells) == list(base.cells)
+
+
+def test_a_threshold_moves_only_the_tables_and_the_report(base):
+    after = built(rules={"official_joined": {"kind": "joined", "threshold": 0.6}})
+    assert moved(base, after) == {"aggregate": 1, "report": 1}
+
+
+def test_bootstrap_resamples_move_only_the_tables_and_the_report(base):
+    assert moved(base, built(statistics={"resamples": 300})) == {"aggregate": 1, "report": 1}
+
+
+def test_the_batch_size_moves_nothing_but_the_reports_settings(base):
+    assert moved(base, built(sampler={"batch": 7})) == {"report": 1}
+
+
+def test_guidance_moves_every_image_and_what_derives_from_images(base):
+    after = built(sampler={"guidance": 4.0})
+    counts = moved(base, after)
+    assert counts["generate"] == sum(c.step == "generate" for c in base.cells.values())
+    assert "prompts" not in counts and "images" not in counts
+    fitted = [cell for path, cell in after.cells.items() if path not in base.cells and cell.step == "erase"]
+    # concise sets are derived from images, so what is fitted on them follows; nothing else is fitted again
+    assert fitted and all(cell.where["variant"].endswith(".concise") for cell in fitted)
+
+
+def test_a_methods_settings_move_its_own_cells_only(base):
+    after = built(overrides={"uce": {"lamb": 0.25}})
+    changed = [cell for path, cell in after.cells.items() if path not in base.cells]
+    owners = {cell.where["method"] for cell in changed if "method" in cell.where}
+    assert owners == {"uce"}
+    assert {cell.step for cell in changed} == {"erase", "generate", "score", "compare", "aggregate", "report"}
+
+
+def test_a_new_suite_adds_its_cells_only(base):
+    extra = {"kind": "benign", "sources": {"more": {"format": "coco", "path": "data/micro/prompts/coco.csv"}}}
+    after = built(suites={"more": extra})
+    changed = [cell for path, cell in after.cells.items() if path not in base.cells]
+    assert {cell.where["suite"] for cell in changed if "suite" in cell.where} == {"more"}
+    assert not {"erase", "suppression", "keywords", "images"} & {cell.step for cell in changed}
+
+
+def test_an_unknown_method_is_named_with_the_known_ones():
+    with pytest.raises(params.BadSettings, match=r"no method 'ucee'.*'uce'"):
+        built(methods={"ucee": []})
+
+
+def test_larger_training_sets_keep_the_smaller_ones(base):
+    after = built(training_images={"sizes": [20, 200, 300]})
+    images = [cell for path, cell in after.cells.items() if path not in base.cells and cell.step == "images"]
+    assert {cell.where["chunk"] for cell in images} == {"200_300"}
+
+
+def test_a_preset_with_another_sampler_brings_its_own_baseline():
+    made = built(methods={"sd": ["default"], "sd_np": []})
+    assert {c.where["preset"] for c in made.cells.values() if c.where.get("method") == "sd"} == {"default"}
+    run = made.runs[-1]
+    made.runs[-1] = plan.Run(**{**run.__dict__, "sampler": run.sampler.model_copy(update={"name": "pndm", "steps": 20})})
+    made.cells.clear()
+    made._build()
+    presets = {c.where["preset"] for c in made.cells.values() if c.where.get("method") == "sd"}
+    assert presets == {"default", "pndm_20_g5_float32"}
+
+
+def test_the_papers_experiment_has_the_papers_variants():
+    paper = plan.build(params.load(ROOT / "params.yaml", ROOT / "experiments/paper.yaml"), ROOT)
+    variants = {c.where["variant"] for c in paper.cells.values() if c.where.get("method") == "sld"}
+    themes = ("nudity", "violence", "horror", "all")
+    assert variants == {f"{theme}.{words}" for theme in themes for words in ("detailed", "concise")}
+    images = {c.where["variant"] for c in paper.cells.values() if c.where.get("method") == "ac"}
+    assert images == {f"{t}.{n}" for t in themes[:3] for n in (20, 200, 1000)} | {"all.600"}
+    rings = {(c.where["suite"], c.where["variant"].split(".")[0]) for c in paper.cells.values() if c.step == "generate" and "ring" in c.where["suite"]}
+    assert rings >= {("ring_a_bell_nudity", "nudity"), ("ring_a_bell_nudity", "all")}
+    assert ("ring_a_bell_nudity", "horror") not in rings
+    assert paper.shards("nsfw") == 8 and paper.shards("coco") == 10
+
+
+def test_building_a_plan_does_not_load_torch():
+    code = (
+        "import sys; from palimpsest import params, plan;"
+        f"plan.build(params.load({str(ROOT / 'params.yaml')!r}), {str(ROOT)!r});"
+        "sys.exit('torch' in sys.modules or 'diffusers' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_every_pattern_is_told_apart_by_its_step(base):
+    seen: dict[str, str] = {}
+    for path, cell in base.cells.items():
+        assert seen.setdefault(path, cell.step) == cell.step
+        assert cell.key in path
