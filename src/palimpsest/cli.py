@@ -138,15 +138,20 @@ def cite(
 
 @app.command("concise-sets")
 def concise_sets(
-    matrix: Annotated[Path, typer.Argument(help="CSV: erased keyword per row, judged keyword per column.")],
+    matrix: Annotated[
+        Path, typer.Argument(help="CSV: one row per erased keyword, one column per prompted keyword.")
+    ],
+    threshold: Annotated[
+        float, typer.Option(help="Least suppression, in percent, that counts as covering.")
+    ] = 50.0,
 ) -> None:
-    """Derive concise keyword sets from a cross-suppression matrix."""
+    """Derive the concise keyword sets of a cross-suppression matrix, and say what covers what."""
     from palimpsest.keywords.concise import main_table
 
     try:
-        typer.echo(main_table(matrix))
+        typer.echo(main_table(matrix, threshold))
     except (OSError, ValueError) as error:
-        stop(f"{matrix}: {error}")
+        stop(str(error))
 
 
 @app.command()
