@@ -1,7 +1,9 @@
-"""Which methods there are, and their settings files. Methods are found by file, never registered; torch is not imported here.
+"""Which methods there are, and their settings files. Methods are found by file, never registered; torch is
+not imported here.
 
-A module of this package that assigns `INFO` at its top level is a method. Others may bring methods through the entry-point group
-`palimpsest.methods` (name = "package.module"). Only the module that is asked for is imported.
+A module of this package that assigns `INFO` at its top level is a method. Others may bring methods through
+the entry-point group `palimpsest.methods` (name = "package.module"). Only the module that is asked for is
+imported.
 """
 
 from __future__ import annotations
@@ -28,19 +30,23 @@ MEMBERS = ("INFO", "Settings", "fit", "apply")
 class MethodFile(Strict):
     """A settings file of a method, `methods/<name>.yaml`.
 
-    method: its module. run: the presets that experiments run when they name none. samplers: preset -> fields of `sampler` that it needs
-    to differ from the experiment's.
+    method: its module. run: the presets that experiments run when they name none. samplers: preset -> fields
+    of `sampler` that it needs to differ from the experiment's.
     """
 
     method: Name
     title: str
     presets: Annotated[dict[Name, dict[str, Any]], Field(min_length=1)]
     run: list[str]
-    samplers: dict[str, dict[str, Any]] = {}
+    samplers: dict[str, dict[str, Any]] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _presets_exist(self) -> MethodFile:
-        problems = [f"run: {p!r} is no preset; allowed: {list(self.presets)}" for p in self.run if p not in self.presets]
+        problems = [
+            f"run: {p!r} is no preset; allowed: {list(self.presets)}"
+            for p in self.run
+            if p not in self.presets
+        ]
         for preset, fields in self.samplers.items():
             if preset not in self.presets:
                 problems.append(f"samplers: {preset!r} is no preset; allowed: {list(self.presets)}")
@@ -63,7 +69,11 @@ def _sampler_problems(preset: str, fields: Mapping[str, Any]) -> list[str]:
 def _modules() -> Mapping[str, str]:
     """Method name -> dotted module: the files of this package first, then entry points."""
     package = importlib.import_module(PACKAGE)
-    found = {m.name: f"{PACKAGE}.{m.name}" for m in pkgutil.iter_modules(package.__path__) if _is_method(package.__path__, m.name)}
+    found = {
+        m.name: f"{PACKAGE}.{m.name}"
+        for m in pkgutil.iter_modules(package.__path__)
+        if _is_method(package.__path__, m.name)
+    }
     for point in entry_points(group=PACKAGE):
         found.setdefault(point.name, point.value.partition(":")[0])
     return dict(sorted(found.items()))
@@ -75,7 +85,13 @@ def _is_method(folders: Iterable[str], name: str) -> bool:
     if path is None or name.startswith("_"):
         return False
     for node in ast.parse(path.read_text(encoding="utf-8")).body:
-        targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
+        targets = (
+            node.targets
+            if isinstance(node, ast.Assign)
+            else [node.target]
+            if isinstance(node, ast.AnnAssign)
+            else []
+        )
         if any(isinstance(target, ast.Name) and target.id == "INFO" for target in targets):
             return True
     return False
@@ -91,29 +107,41 @@ def unknown_method(name: str, known: Iterable[str]) -> BadSettings:
     known = sorted(known)
     near = difflib.get_close_matches(name, known, 1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
-    return BadSettings(f"no method {name!r}.{hint} Known methods: {', '.join(known)}. `palimpsest new-method {name}` starts a new one.")
+    return BadSettings(
+        f"no method {name!r}.{hint} Known methods: {', '.join(known)}. `palimpsest new-method {name}` "
+        f"starts a new one."
+    )
 
 
 def module_name(method: str) -> str:
-    """The dotted name of a method's module, which is not imported. Raises BadSettings for an unknown method."""
+    """The dotted name of a method's module, which is not imported. Raises BadSettings for an unknown
+    method.
+    """
     if method not in _modules():
         raise unknown_method(method, _modules())
     return _modules()[method]
 
 
 def get(method: str) -> ModuleType:
-    """The module of a method. Raises BadSettings for an unknown method, TypeError for a module that lacks a part of the contract."""
+    """The module of a method. Raises BadSettings for an unknown method, TypeError for a module that lacks a
+    part of the contract.
+    """
     module = importlib.import_module(module_name(method))
     missing = [member for member in MEMBERS if not hasattr(module, member)]
     if missing:
-        raise TypeError(f"{module.__name__} is no method: it lacks {', '.join(missing)} (see palimpsest/methods/contract.py)")
+        raise TypeError(
+            f"{module.__name__} is no method: it lacks {', '.join(missing)} (see "
+            f"palimpsest/methods/contract.py)"
+        )
     return module
 
 
 def settings_files(folder: str | Path) -> dict[str, MethodFile]:
-    """All settings files of a folder by file name without suffix, which is the name a method has in experiments.
+    """All settings files of a folder by file name without suffix, which is the name a method has in
+    experiments.
 
-    Presets are checked against their method's Settings. Raises BadSettings with the problems of all files at once.
+    Presets are checked against their method's Settings. Raises BadSettings with the problems of all files at
+    once.
     """
     found: dict[str, MethodFile] = {}
     problems: list[str] = []
@@ -162,8 +190,8 @@ def settings(
 ) -> Any:
     """The checked Settings of a preset with `overrides` laid over it.
 
-    files: what `settings_files` gave; without it only `<folder>/<name>.yaml` is read. Raises BadSettings for an unknown method or
-    preset and for overrides that Settings does not take.
+    files: what `settings_files` gave; without it only `<folder>/<name>.yaml` is read. Raises BadSettings for
+    an unknown method or preset and for overrides that Settings does not take.
     """
     if files is None:
         path = Path(folder) / f"{name}.yaml"

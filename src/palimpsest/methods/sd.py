@@ -17,8 +17,9 @@ INFO = Info(
     trains="nothing",
     fits=False,
     paper="https://arxiv.org/abs/2112.10752",
-    bibtex="@inproceedings{rombach2022high, title={High-Resolution Image Synthesis with Latent Diffusion Models}, "
-    "author={Rombach, Robin and Blattmann, Andreas and Lorenz, Dominik and Esser, Patrick and Ommer, Bj{\\\"o}rn}, "
+    bibtex="@inproceedings{rombach2022high, "
+    "title={High-Resolution Image Synthesis with Latent Diffusion Models}, "
+    'author={Rombach, Robin and Blattmann, Andreas and Lorenz, Dominik and Esser, Patrick and Ommer, Bj{\\"o}rn}, '
     "booktitle={IEEE/CVF Conference on Computer Vision and Pattern Recognition}, year={2022}}",
     code="https://github.com/CompVis/stable-diffusion",
     licence="MIT (code), CreativeML OpenRAIL-M (weights)",

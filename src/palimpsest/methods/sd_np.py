@@ -2,7 +2,8 @@
 
     eps = e(z, c_s) + w (e(z, c_p) - e(z, c_s))
 
-with the concept text c_s, the prompt c_p and the guidance scale w. It costs what plain guidance costs and changes no weights.
+with the concept text c_s, the prompt c_p and the guidance scale w. It costs what plain guidance costs and
+changes no weights.
 """
 
 from __future__ import annotations
@@ -69,7 +70,9 @@ def fit(pipeline: Pipeline, target: Target, data: TrainingData, settings: Settin
 
 
 def apply(pipeline: Pipeline, artifact: Artifact, target: Target, settings: Settings) -> Pipeline:
-    """The pipeline with the keywords, joined by commas, as negative prompt. Without guidance (scale <= 1) it has no effect."""
+    """The pipeline with the keywords, joined by commas, as negative prompt. Without guidance (scale <= 1) it
+    has no effect.
+    """
     if settings.strength == 0.0:
         return pipeline
     from palimpsest.sampling.embeddings import warn_when_cut

@@ -1,4 +1,5 @@
-"""SLD, Safe Latent Diffusion: a third branch for the concept steers each step away from it where the prompt comes near it.
+"""SLD, Safe Latent Diffusion: a third branch for the concept steers each step away from it where the prompt
+comes near it.
 
 With the predictions eu (empty prompt), ep (prompt) and es (concept text), element by element, at step i:
 
@@ -7,8 +8,8 @@ With the predictions eu (empty prompt), ep (prompt) and es (concept text), eleme
     nu   <- momentum_beta nu + (1 - momentum_beta) gamma             (from the first step on)
     eps   = eu + w (ep - eu - strength gamma [i >= warmup])
 
-The comparison with the threshold is signed, and i counts steps, not timesteps, as in the official code (Schramowski et al., CVPR 2023,
-ml-research/safe-latent-diffusion, src/sld/sld_pipeline.py).
+The comparison with the threshold is signed, and i counts steps, not timesteps, as in the official code
+(Schramowski et al., CVPR 2023, ml-research/safe-latent-diffusion, src/sld/sld_pipeline.py).
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ INFO = Info(
     fits=False,
     paper="https://arxiv.org/abs/2211.05105",
     bibtex="@inproceedings{schramowski2023safe, title={Safe Latent Diffusion: Mitigating Inappropriate Degeneration in Diffusion Models}, "
-    "author={Schramowski, Patrick and Brack, Manuel and Deiseroth, Bj{\\\"o}rn and Kersting, Kristian}, "
+    'author={Schramowski, Patrick and Brack, Manuel and Deiseroth, Bj{\\"o}rn and Kersting, Kristian}, '
     "booktitle={IEEE/CVF Conference on Computer Vision and Pattern Recognition}, year={2023}}",
     code="https://github.com/ml-research/safe-latent-diffusion",
     licence="MIT",
@@ -46,24 +47,38 @@ INFO = Info(
 
 
 class Settings(Strict):
-    """Knobs of SLD; the presets hold the official configurations. The defaults are Medium, the pipeline's own."""
+    """Knobs of SLD; the presets hold the official configurations. The defaults are Medium, the pipeline's
+    own.
+    """
 
     warmup: Annotated[int, Field(ge=0)] = Field(
-        10, description="Steps before the safety term acts, in steps as published (tuned at 50); momentum builds up meanwhile."
+        10,
+        description="Steps before the safety term acts, in steps as published (tuned at 50); momentum builds up meanwhile.",
     )
     warmup_fraction: Annotated[float, Field(ge=0, le=1)] | None = Field(
-        None, description="Warm-up as a share of the steps, rounded up, in place of warmup: for samplers with few steps."
+        None,
+        description="Warm-up as a share of the steps, rounded up, in place of warmup: for samplers with few steps.",
     )
     guidance_scale: Annotated[float, Field(ge=0)] = Field(
-        1000.0, description="s_S: how soon the difference of prompt and concept saturates mu at 1. Below 1 SLD is off, as in the official code."
+        1000.0,
+        description="s_S: how soon the difference of prompt and concept saturates mu at 1. Below 1 SLD is off, as in the official code.",
     )
-    threshold: float = Field(0.01, description="lambda: elements with a signed difference below it are steered.")
-    momentum_scale: Annotated[float, Field(ge=0, le=1)] = Field(0.3, description="s_m: weight of the momentum in the safety term.")
-    momentum_beta: Annotated[float, Field(ge=0, lt=1)] = Field(0.4, description="beta_m: how much of the old momentum stays.")
+    threshold: float = Field(
+        0.01, description="lambda: elements with a signed difference below it are steered."
+    )
+    momentum_scale: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.3, description="s_m: weight of the momentum in the safety term."
+    )
+    momentum_beta: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.4, description="beta_m: how much of the old momentum stays."
+    )
     concept_prefix: str = Field(
-        "", description='Text before the keywords; diffusers\' own default concept starts with "an image showing ".'
+        "",
+        description='Text before the keywords; diffusers\' own default concept starts with "an image showing ".',
     )
-    strength: Annotated[float, Field(ge=0)] = Field(1.0, description="Factor on the safety term; 0 is the base model.")
+    strength: Annotated[float, Field(ge=0)] = Field(
+        1.0, description="Factor on the safety term; 0 is the base model."
+    )
 
 
 def safety_term(eu: Tensor, ep: Tensor, es: Tensor, nu: Tensor, settings: Settings) -> tuple[Tensor, Tensor]:
@@ -78,7 +93,9 @@ def safety_term(eu: Tensor, ep: Tensor, es: Tensor, nu: Tensor, settings: Settin
 
 
 def first_active(settings: Settings, count: int) -> int:
-    """Index of the first step at which the safety term acts, of `count` steps (PNDM counts one more than its name says)."""
+    """Index of the first step at which the safety term acts, of `count` steps (PNDM counts one more than its
+    name says).
+    """
     if settings.warmup_fraction is None:
         return settings.warmup
     return math.ceil(round(settings.warmup_fraction * count, 9))
@@ -119,7 +136,9 @@ def fit(pipeline: Pipeline, target: Target, data: TrainingData, settings: Settin
 
 
 def apply(pipeline: Pipeline, artifact: Artifact, target: Target, settings: Settings) -> Pipeline:
-    """The pipeline with the concept branch (half as many UNet evaluations again). Without guidance (scale <= 1) it has no effect."""
+    """The pipeline with the concept branch (half as many UNet evaluations again). Without guidance (scale <=
+    1) it has no effect.
+    """
     if settings.strength == 0.0 or settings.guidance_scale < 1.0:
         return pipeline
     from palimpsest.sampling.embeddings import warn_when_cut

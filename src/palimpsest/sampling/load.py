@@ -1,4 +1,6 @@
-"""Load a checkpoint into a Pipeline. Nothing is ever downloaded: what is missing is named, with the command that fetches it."""
+"""Load a checkpoint into a Pipeline. Nothing is ever downloaded: what is missing is named, with the command
+that fetches it.
+"""
 
 from __future__ import annotations
 
@@ -23,16 +25,21 @@ class MissingModel(FileNotFoundError):
 
 
 def load_pipeline(model: Model, dtype: str = "float32", device: Any = None) -> Pipeline:
-    """The pipeline of a checkpoint in eval mode, without gradients, weights cast to `dtype` ("float32", "bfloat16", "float16").
+    """The pipeline of a checkpoint in eval mode, without gradients, weights cast to `dtype` ("float32",
+    "bfloat16", "float16").
 
-    model.path: a diffusers folder, a single `.safetensors` file (its configs and tokenizer in a folder of the same name without the
-    suffix), or a hub id whose snapshot is in the local cache. device: default CUDA when there is one, else the CPU. Raises
-    MissingModel when the checkpoint or a part of it is not there, ValueError for an architecture this pipeline has no place for.
+    model.path: a diffusers folder, a single `.safetensors` file (its configs and tokenizer in a folder of the
+    same name without the suffix), or a hub id whose snapshot is in the local cache. device: default CUDA when
+    there is one, else the CPU. Raises MissingModel when the checkpoint or a part of it is not there,
+    ValueError for an architecture this pipeline has no place for.
     """
     import torch
 
     if model.architecture == "sdxl":
-        raise ValueError("model.architecture: 'sdxl' has two text encoders and cannot be loaded here; allowed: ['sd1', 'sd2']")
+        raise ValueError(
+            "model.architecture: 'sdxl' has two text encoders and cannot be loaded here; allowed: ['sd1', "
+            "'sd2']"
+        )
     path = Path(model.path)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if path.suffix == ".safetensors":
@@ -47,7 +54,8 @@ def load_pipeline(model: Model, dtype: str = "float32", device: Any = None) -> P
 def cast(pipeline: Pipeline, dtype: str) -> Pipeline:
     """The pipeline with UNet and decoder in another dtype, for sampling; the given one stays as it is.
 
-    The text encoder keeps its dtype: it runs once per prompt. Edits of weights are made before, in full precision.
+    The text encoder keeps its dtype: it runs once per prompt. Edits of weights are made before, in full
+    precision.
     """
     import torch
 
@@ -64,8 +72,12 @@ def _folder(folder: Path, dtype: Any) -> dict[str, Any]:
     variants = _check(folder)
     _quiet()
     return {
-        "unet": UNet2DConditionModel.from_pretrained(folder / "unet", torch_dtype=dtype, use_safetensors=True, **variants["unet"]),
-        "vae": AutoencoderKL.from_pretrained(folder / "vae", torch_dtype=dtype, use_safetensors=True, **variants["vae"]),
+        "unet": UNet2DConditionModel.from_pretrained(
+            folder / "unet", torch_dtype=dtype, use_safetensors=True, **variants["unet"]
+        ),
+        "vae": AutoencoderKL.from_pretrained(
+            folder / "vae", torch_dtype=dtype, use_safetensors=True, **variants["vae"]
+        ),
         "text_encoder": CLIPTextModel.from_pretrained(
             folder / "text_encoder", dtype=dtype, use_safetensors=True, **variants["text_encoder"]
         ),
@@ -80,7 +92,9 @@ def _check(folder: Path) -> dict[str, dict[str, str]]:
     variants: dict[str, dict[str, str]] = {}
     for name, stem in WEIGHTS.items():
         # Large files may be split: stem-00001-of-00002.safetensors.
-        if list((folder / name).glob(f"{stem}.safetensors")) or list((folder / name).glob(f"{stem}-0*.safetensors")):
+        if list((folder / name).glob(f"{stem}.safetensors")) or list(
+            (folder / name).glob(f"{stem}-0*.safetensors")
+        ):
             variants[name] = {}
         elif list((folder / name).glob(f"{stem}.fp16*.safetensors")):
             variants[name] = {"variant": "fp16"}
@@ -88,7 +102,8 @@ def _check(folder: Path) -> dict[str, dict[str, str]]:
             missing.append(f"{name}/{stem}.safetensors")
     if missing:
         raise MissingModel(
-            f"{folder} is no complete Stable Diffusion checkpoint: {', '.join(missing)} missing. Put a diffusers folder there, with weights "
+            f"{folder} is no complete Stable Diffusion checkpoint: {', '.join(missing)} missing. Put a "
+            f"diffusers folder there, with weights "
             "as safetensors (pickled .bin and .ckpt weights are refused)."
         )
     return variants
@@ -114,16 +129,20 @@ def _snapshot(model: Model) -> Path:
     revision = f" --revision {model.revision}" if model.revision else ""
     if not HUB_ID.fullmatch(model.path) or Path(model.path).parent.is_dir():
         raise MissingModel(
-            f"model.path: {model.path} is no folder. Put a Stable Diffusion checkpoint in diffusers layout there (the parts "
+            f"model.path: {model.path} is no folder. Put a Stable Diffusion checkpoint in diffusers layout "
+            f"there (the parts "
             f"{', '.join(PARTS)}), or give a hub id, or a .safetensors file."
         )
     try:
         return Path(snapshot_download(model.path, revision=model.revision, local_files_only=True))
     except (LocalEntryNotFoundError, HFValidationError, OSError) as error:
         raise MissingModel(
-            f"model.path: {model.path!r} is neither a folder nor in the local Hugging Face cache. Nothing is downloaded on its own. "
-            f"Read the licence on the page of {model.path} (Stable Diffusion v1: CreativeML OpenRAIL-M), then run "
-            f"`hf download {model.path}{revision} --include '*.json' '*.txt' '*/*.safetensors'`, or put a diffusers folder in "
+            f"model.path: {model.path!r} is neither a folder nor in the local Hugging Face cache. Nothing "
+            f"is downloaded on its own. "
+            f"Read the licence on the page of {model.path} (Stable Diffusion v1: CreativeML OpenRAIL-M), "
+            f"then run "
+            f"`hf download {model.path}{revision} --include '*.json' '*.txt' '*/*.safetensors'`, or put a "
+            f"diffusers folder in "
             f"a place of your own and set model.path to it."
         ) from error
 
@@ -132,11 +151,14 @@ def _single_file(path: Path, dtype: Any) -> dict[str, Any]:
     """Parts of one file in the original layout; configs and tokenizer come from the folder beside it."""
     configs = path.with_suffix("")
     if not path.is_file():
-        raise MissingModel(f"model.path: {path} does not exist. Put the checkpoint (safetensors, original layout) there.")
+        raise MissingModel(
+            f"model.path: {path} does not exist. Put the checkpoint (safetensors, original layout) there."
+        )
     missing = [f"{name}/" for name in PARTS if not (configs / name).is_dir()]
     if missing or not (configs / "model_index.json").is_file():
         raise MissingModel(
-            f"{path} holds weights only. Put the configs and tokenizer of its diffusers folder (model_index.json, {', '.join(PARTS)}; no "
+            f"{path} holds weights only. Put the configs and tokenizer of its diffusers folder "
+            f"(model_index.json, {', '.join(PARTS)}; no "
             f"weights needed) into {configs}/."
         )
     from diffusers import StableDiffusionPipeline

@@ -1,4 +1,6 @@
-"""The one sampling loop of the project: prompts and seeds in, images out, in batches, with the hooks of methods called on the way."""
+"""The one sampling loop of the project: prompts and seeds in, images out, in batches, with the hooks of
+methods called on the way.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,8 @@ if TYPE_CHECKING:
     from palimpsest.params import Sampler
 
 Outcome = Literal["generated", "blocked_prompt", "rewritten", "aborted", "edited"]
-# The decoder needs about 1 GB per megapixel and image in float32, so it works through a batch in slices of this many pixels.
+# The decoder needs about 1 GB per megapixel and image in float32, so it works through a batch in slices of
+# this many pixels.
 DECODED_PIXELS = 2**19
 
 
@@ -41,8 +44,9 @@ class Request:
 class Generation:
     """What became of a request.
 
-    prompt: the one asked for, also when a guard rewrote it (`reason` then holds the new one). image: uint8 [H, W, 3], None for blocked
-    and aborted requests. seconds: wall time of its batch shared evenly. peak_memory_mb: of the process (of the device on CUDA) so far.
+    prompt: the one asked for, also when a guard rewrote it (`reason` then holds the new one). image: uint8
+    [H, W, 3], None for blocked and aborted requests. seconds: wall time of its batch shared evenly.
+    peak_memory_mb: of the process (of the device on CUDA) so far.
     """
 
     image_id: str
@@ -55,12 +59,14 @@ class Generation:
     peak_memory_mb: float
 
 
-def generate(pipeline: Pipeline, requests: Sequence[Request], sampler: Sampler, resolution: int) -> Iterator[Generation]:
+def generate(
+    pipeline: Pipeline, requests: Sequence[Request], sampler: Sampler, resolution: int
+) -> Iterator[Generation]:
     """Make the images of `requests`, one Generation each, in the given order.
 
-    sampler: name, steps, guidance, dtype of UNet and decoder, batch size. At guidance <= 1 only the prompt branch is evaluated, as in
-    diffusers. Latents, guidance and scheduler stay in float32 whatever the dtype. Raises ValueError for a resolution the checkpoint
-    cannot make and for settings no scheduler takes.
+    sampler: name, steps, guidance, dtype of UNet and decoder, batch size. At guidance <= 1 only the prompt
+    branch is evaluated, as in diffusers. Latents, guidance and scheduler stay in float32 whatever the dtype.
+    Raises ValueError for a resolution the checkpoint cannot make and for settings no scheduler takes.
     """
     latent_shape(pipeline, resolution)
     pipeline = cast(pipeline, sampler.dtype)
@@ -73,12 +79,17 @@ def latent_shape(pipeline: Pipeline, resolution: int) -> tuple[int, int, int]:
     reduction = 2 ** (len(pipeline.vae.config.block_out_channels) - 1)
     multiple = reduction * 2 ** (len(pipeline.unet.config.block_out_channels) - 1)
     if resolution % multiple:
-        raise ValueError(f"model.resolution: {resolution} does not fit this checkpoint; it must be a multiple of {multiple}")
+        raise ValueError(
+            f"model.resolution: {resolution} does not fit this checkpoint; it must be a multiple of "
+            f"{multiple}"
+        )
     side = resolution // reduction
     return pipeline.unet.config.in_channels, side, side
 
 
-def _batch(pipeline: Pipeline, requests: Sequence[Request], sampler: Sampler, resolution: int) -> Iterator[Generation]:
+def _batch(
+    pipeline: Pipeline, requests: Sequence[Request], sampler: Sampler, resolution: int
+) -> Iterator[Generation]:
     began = time.perf_counter()
     outcomes: dict[int, tuple[Outcome, str]] = {}
     prompts = _guard(pipeline.hooks, [request.prompt for request in requests], outcomes)
@@ -96,11 +107,17 @@ def _batch(pipeline: Pipeline, requests: Sequence[Request], sampler: Sampler, re
     seconds = (time.perf_counter() - began) / len(requests)
     for i, request in enumerate(requests):
         decision, reason = outcomes.get(i, ("generated", ""))
-        yield Generation(request.image_id, request.prompt, request.seed, decision, reason, images.get(i), seconds, memory)
+        yield Generation(
+            request.image_id, request.prompt, request.seed, decision, reason, images.get(i), seconds, memory
+        )
 
 
-def _guard(hooks: Sequence[Hook], prompts: Sequence[str], outcomes: dict[int, tuple[Outcome, str]]) -> list[str]:
-    """The prompts after all guards; what they decided goes to `outcomes`. A blocked prompt is not shown to later guards."""
+def _guard(
+    hooks: Sequence[Hook], prompts: Sequence[str], outcomes: dict[int, tuple[Outcome, str]]
+) -> list[str]:
+    """The prompts after all guards; what they decided goes to `outcomes`. A blocked prompt is not shown to
+    later guards.
+    """
     texts = list(prompts)
     for hook in hooks:
         asked = [i for i in range(len(texts)) if outcomes.get(i, ("", ""))[0] != "blocked_prompt"]
@@ -109,9 +126,15 @@ def _guard(hooks: Sequence[Hook], prompts: Sequence[str], outcomes: dict[int, tu
                 outcomes[i] = ("blocked_prompt", decision.reason)
             elif decision.action == "rewritten":
                 if decision.prompt is None:
-                    raise ValueError(f"{type(hook).__name__}.guard rewrote {texts[i]!r} but gave no new prompt; set Decision.prompt")
+                    raise ValueError(
+                        f"{type(hook).__name__}.guard rewrote {texts[i]!r} but gave no new prompt; set "
+                        f"Decision.prompt"
+                    )
                 texts[i] = decision.prompt
-                outcomes[i] = ("rewritten", "; ".join(part for part in (decision.reason, f"asked: {texts[i]}") if part))
+                outcomes[i] = (
+                    "rewritten",
+                    "; ".join(part for part in (decision.reason, f"sampled as: {texts[i]}") if part),
+                )
     return texts
 
 
@@ -119,7 +142,9 @@ def _guard(hooks: Sequence[Hook], prompts: Sequence[str], outcomes: dict[int, tu
 def _make(
     pipeline: Pipeline, prompts: Sequence[str], noise: Tensor, sampler: Sampler
 ) -> tuple[np.ndarray, dict[int, str], dict[int, str]]:
-    """Images uint8 [B, H, W, 3], positions that were stopped, positions that were edited (each with a reason)."""
+    """Images uint8 [B, H, W, 3], positions that were stopped, positions that were edited (each with a
+    reason).
+    """
     scheduler = schedulers.build(sampler.name, pipeline.scheduler.config, sampler.steps, pipeline.device)
     uncond = encode_cached(pipeline, [""]).expand(len(prompts), -1, -1)
     branches = {"uncond": uncond, "cond": encode_cached(pipeline, prompts)}
@@ -138,10 +163,14 @@ def _make(
 
 
 @torch.no_grad()
-def denoise(pipeline: Pipeline, conditioning: Conditioning, scheduler: Any, guidance: float) -> tuple[Tensor, dict[int, str]]:
-    """Run the scheduler from the initial noise to clean latents [B, C, h, w] (float32); also the positions hooks stopped, and why.
+def denoise(
+    pipeline: Pipeline, conditioning: Conditioning, scheduler: Any, guidance: float
+) -> tuple[Tensor, dict[int, str]]:
+    """Run the scheduler from the initial noise to clean latents [B, C, h, w] (float32); also the positions
+    hooks stopped, and why.
 
-    Stopped samples stay in the batch, so that the others do not change; the loop ends early when all are stopped.
+    Stopped samples stay in the batch, so that the others do not change; the loop ends early when all are
+    stopped.
     """
     if guidance <= 1:
         conditioning = replace(conditioning, branches={"cond": conditioning.branches["cond"]})
@@ -152,7 +181,9 @@ def denoise(pipeline: Pipeline, conditioning: Conditioning, scheduler: Any, guid
     for index, timestep in enumerate(scheduler.timesteps):
         step = Step(index, len(scheduler.timesteps), timestep, names)
         predictions = predict(pipeline, hooks, step, scheduler.scale_model_input(latents, timestep), states)
-        latents = scheduler.step(combine(hooks, step, predictions, latents, guidance), timestep, latents).prev_sample
+        latents = scheduler.step(
+            combine(hooks, step, predictions, latents, guidance), timestep, latents
+        ).prev_sample
         for hook in hooks:
             latents, reasons = hook.after_step(step, latents)
             stopped |= {i: reason for i, reason in reasons.items() if i not in stopped}
@@ -161,8 +192,12 @@ def denoise(pipeline: Pipeline, conditioning: Conditioning, scheduler: Any, guid
     return latents, stopped
 
 
-def predict(pipeline: Pipeline, hooks: Sequence[Hook], step: Step, inputs: Tensor, states: Tensor) -> dict[str, Tensor]:
-    """Noise predictions (float32 [B, C, h, w]) of all branches of `step` from one UNet call. states: [branches * B, 77, D]."""
+def predict(
+    pipeline: Pipeline, hooks: Sequence[Hook], step: Step, inputs: Tensor, states: Tensor
+) -> dict[str, Tensor]:
+    """Noise predictions (float32 [B, C, h, w]) of all branches of `step` from one UNet call. states:
+    [branches * B, 77, D].
+    """
     count = len(step.branches)
     with ExitStack() as stack:
         for hook in hooks:
@@ -172,7 +207,9 @@ def predict(pipeline: Pipeline, hooks: Sequence[Hook], step: Step, inputs: Tenso
     return dict(zip(step.branches, noise.float().chunk(count), strict=True))
 
 
-def combine(hooks: Sequence[Hook], step: Step, noise: Mapping[str, Tensor], latents: Tensor, guidance: float) -> Tensor:
+def combine(
+    hooks: Sequence[Hook], step: Step, noise: Mapping[str, Tensor], latents: Tensor, guidance: float
+) -> Tensor:
     """The guided prediction: of the first hook that gives one, else classifier-free guidance."""
     if guidance <= 1:
         return noise["cond"]
@@ -185,7 +222,9 @@ def combine(hooks: Sequence[Hook], step: Step, noise: Mapping[str, Tensor], late
 
 @torch.no_grad()
 def decode(pipeline: Pipeline, latents: Tensor) -> Tensor:
-    """Images uint8 [B, H, W, 3] of clean latents [B, C, h, w], decoded in slices so that memory does not grow with the batch."""
+    """Images uint8 [B, H, W, 3] of clean latents [B, C, h, w], decoded in slices so that memory does not grow
+    with the batch.
+    """
     config = pipeline.vae.config
     side = latents.shape[-1] * 2 ** (len(config.block_out_channels) - 1)
     scaled = latents / config.scaling_factor + (getattr(config, "shift_factor", None) or 0.0)
@@ -195,7 +234,9 @@ def decode(pipeline: Pipeline, latents: Tensor) -> Tensor:
 
 
 def peak_memory_mb(device: Any) -> float:
-    """Highest memory use so far in MB: allocated on the device for CUDA, else resident memory of the process."""
+    """Highest memory use so far in MB: allocated on the device for CUDA, else resident memory of the
+    process.
+    """
     if torch.device(device).type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

@@ -10,7 +10,8 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "dpmsolver++": ("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++", "solver_order": 2}),
     # A missing clip_sample would become True, which clips latents to [-1, 1].
     "ddim": ("DDIMScheduler", {"clip_sample": False}),
-    # Without the Runge-Kutta start: Stable Diffusion was released so, and N steps are N + 1 evaluations (the second one twice).
+    # Without the Runge-Kutta start: Stable Diffusion was released so, and N steps are N + 1 evaluations (the
+    # second one twice).
     "pndm": ("PNDMScheduler", {"skip_prk_steps": True}),
     "lms": ("LMSDiscreteScheduler", {}),
     "euler": ("EulerDiscreteScheduler", {}),
@@ -18,10 +19,11 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def build(name: str, template_config: Mapping[str, Any], steps: int, device: Any = "cpu") -> Any:
-    """A fresh scheduler with its `steps` timesteps set; betas, steps_offset and prediction_type stay those of the checkpoint.
+    """A fresh scheduler with its `steps` timesteps set; betas, steps_offset and prediction_type stay those of
+    the checkpoint.
 
-    template_config: `.config` of the checkpoint's scheduler. Raises ValueError for an unknown name or more steps than the checkpoint
-    was trained with. PNDM evaluates the UNet `steps + 1` times.
+    template_config: `.config` of the checkpoint's scheduler. Raises ValueError for an unknown name or more
+    steps than the checkpoint was trained with. PNDM evaluates the UNet `steps + 1` times.
     """
     import diffusers.schedulers
 
@@ -29,7 +31,9 @@ def build(name: str, template_config: Mapping[str, Any], steps: int, device: Any
         raise ValueError(f"sampler.name: {name!r} is no sampler; allowed: {list(KINDS)}")
     trained = template_config.get("num_train_timesteps", 1000)
     if not 1 <= steps <= trained:
-        raise ValueError(f"sampler.steps: {steps} is outside 1..{trained} (the timesteps the checkpoint was trained with)")
+        raise ValueError(
+            f"sampler.steps: {steps} is outside 1..{trained} (the timesteps the checkpoint was trained with)"
+        )
     kind, changes = KINDS[name]
     if name in ("ddim", "pndm"):
         # The classes disagree on this default; False is that of every Stable Diffusion release.
