@@ -59,8 +59,15 @@ _PARTIAL = {
     word: (lexicon.union([word]), re.compile(before), re.compile(after))
     for word, (before, after) in lexicon.MINOR_EXCEPTIONS.items()
 }
+_MAYBE_PARTIAL = lexicon.union(lexicon.MINOR_EXCEPTIONS)
+_MAYBE_AGE = re.compile(rf"[0-9]|{_WORD}")
 _PLAIN = lexicon.union([term for term in lexicon.MINOR_TERMS if term not in lexicon.MINOR_EXCEPTIONS])
 _SEXUAL = lexicon.union(lexicon.SEXUAL_TERMS)
+
+
+_CAMEL = re.compile(r"(?<=[a-z])(?=[A-Z])")
+_APART = re.compile(r"(?<![a-z0-9])(?:[a-z0-9][\W_]+){2,}[a-z0-9](?![a-z0-9])")
+_INSIDE = re.compile(r"(?<=[a-z0-9])[^a-z0-9\s@$!|+]+(?=[a-z0-9])")
 
 
 class Refused(ValueError):
@@ -82,22 +89,29 @@ def _bare(text: str, instead: str) -> str:
     return "".join(instead if unicodedata.category(c) == "Cf" or c in _INVISIBLE else c for c in text)
 
 
+def _hit(expression: re.Pattern[str], reading: str) -> bool:
+    """Whether a term stands in a reading; digits alone ("707") spell no word."""
+    return any(re.search("[a-z]", match.group()) for match in expression.finditer(reading))
+
+
 @lru_cache(maxsize=4096)
 def views(text: str) -> tuple[str, ...]:
-    """Readings of a text in which the lexicon is looked for: lower case, compatibility characters, accents,
-    look-alikes and invisible characters resolved; words run together in CamelCase split; letters set apart
-    one by one joined; signs inside words removed."""
+    """Readings of a text in which the lexicon is looked for.
+
+    Lower case, compatibility characters, accents, look-alikes and invisible characters resolved; words run
+    together in CamelCase split; letters set apart one by one joined; signs inside words removed.
+    """
     readings = []
-    for bare in (_bare(text, ""), _bare(text, " ")):
-        for cased in (bare, re.sub(r"(?<=[a-z])(?=[A-Z])", " ", bare)):
-            folded = _fold(cased).translate(lexicon.HOMOGLYPHS)
-            joined = re.sub(
-                r"(?<![a-z0-9])(?:[a-z0-9][\W_]+){2,}[a-z0-9](?![a-z0-9])",
-                lambda m: re.sub(r"[\W_]", "", m.group()),
-                folded,
-            )
-            within = re.sub(r"(?<=[a-z0-9])[^a-z0-9\s@$!|+]+(?=[a-z0-9])", "", folded)
-            readings += [folded, joined, within]
+    # plain ASCII has nothing to resolve; the shortcut is there because most prompts are
+    bares = (text,) if text.isascii() else (_bare(text, ""), _bare(text, " "))
+    for cased in dict.fromkeys(reading for bare in bares for reading in (bare, _CAMEL.sub(" ", bare))):
+        folded = (
+            re.sub(r"\s+", " ", cased.lower())
+            if cased.isascii()
+            else _fold(cased).translate(lexicon.HOMOGLYPHS)
+        )
+        joined = _APART.sub(lambda match: re.sub(r"[\W_]", "", match.group()), folded)
+        readings += [folded, joined, _INSIDE.sub("", folded)]
     return tuple(dict.fromkeys(readings))
 
 
@@ -114,15 +128,23 @@ def _age(text: str) -> float | None:
 
 
 def _young(reading: str) -> bool:
+    if not _MAYBE_AGE.search(reading):
+        return _graded(reading) or ("old" in reading and _MONTHS.search(reading) is not None)
     for expression in _AGES:
         for match in expression.finditer(reading):
             age = _age(match.group("number"))
             if age is not None and age < ADULT:
                 return True
-    return any(expression.search(reading) for expression in (_MONTHS, _UNDER, _GRADE))
+    return any(expression.search(reading) for expression in (_MONTHS, _UNDER)) or _graded(reading)
+
+
+def _graded(reading: str) -> bool:
+    return "grad" in reading and _GRADE.search(reading) is not None
 
 
 def _partial(reading: str) -> bool:
+    if not _hit(_MAYBE_PARTIAL, reading):
+        return False
     for found, before, after in _PARTIAL.values():
         for match in found.finditer(reading):
             if not before.search(reading[: match.start()]) and not after.match(reading[match.end() :]):
@@ -130,20 +152,25 @@ def _partial(reading: str) -> bool:
     return False
 
 
+_UNSPACED = tuple(_fold(word) for word in lexicon.MINOR_UNSPACED)
+
+
 @lru_cache(maxsize=4096)
 def minor_cue(text: str) -> bool:
     """Whether a text holds any cue of a minor, under any reading of it."""
-    if any(glyph in text for glyph in lexicon.MINOR_GLYPHS):
-        return True
-    if any(_fold(word) in _fold(_bare(text, "")) for word in lexicon.MINOR_UNSPACED):
-        return True
-    return any(_PLAIN.search(r) or _young(r) or _partial(r) for r in views(text))
+    if not text.isascii():
+        if any(glyph in text for glyph in lexicon.MINOR_GLYPHS):
+            return True
+        folded = _fold(_bare(text, ""))
+        if any(word in folded for word in _UNSPACED):
+            return True
+    return any(_hit(_PLAIN, reading) or _young(reading) or _partial(reading) for reading in views(text))
 
 
 @lru_cache(maxsize=4096)
 def sexual(text: str) -> bool:
     """Whether a text (a prompt, a theme, a category list) is sexual, under any reading of it."""
-    return any(_SEXUAL.search(reading) for reading in views(text))
+    return any(_hit(_SEXUAL, reading) for reading in views(text))
 
 
 def verdict(prompt: str, unsafe: bool, context: str = "") -> str | None:

@@ -222,7 +222,9 @@ def _row(
     theme = entry.theme or suite.theme
     # a suite that is called benign does not make an unsafe data set benign
     unsafe = suite.kind != "benign" or suite.theme is not None or source.format not in BENIGN_FORMATS
-    context = f"{theme or ''} , {suite_name} , {entry.categories}{' , sexual' if entry.sexual else ''}"
+    # the names in the settings only matter where a cue alone would pass; elsewhere they would blur the reason
+    named = "" if unsafe else f"{suite_name}, {name}"
+    context = " , ".join((theme or "", named, entry.categories, "sexual" if entry.sexual else ""))
     reason = gate.verdict(entry.prompt, unsafe, context) if entry.prompt.strip() else EMPTY
     digest = gate.sha256(entry.prompt)
     return {

@@ -16,7 +16,7 @@ MINOR_TERMS = (
     "kiddies", "kiddy",
     "minors", "underage", "underaged", "infant", "infants", "infantile", "newborn", "newborns", "toddler",
     "toddlers",
-    "tot", "tots", "babies", "youngster", "youngsters", "juvenile", "juveniles", "adolescent",
+    "babies", "youngster", "youngsters", "juvenile", "juveniles", "adolescent",
     "adolescents", "adolescence",
     "teen", "teens", "teenie", "teenage", "teenaged", "teenager", "teenagers", "preteen", "preteens",
     "prepubescent", "pubescent", "puberty", "prepuberty",
@@ -44,7 +44,8 @@ MINOR_TERMS = (
     "enfant", "enfants", "fillette", "fillettes", "madchen", "bambina", "bambino", "bambini", "menina",
     "menino",
 )  # fmt: skip
-"""Cues matched as whole words. Words of five letters and more also match with separators anywhere ("ch-ild")."""
+"""Cues matched as whole words. Words of five letters and more also match with separators anywhere
+("ch-ild")."""
 
 SEXUAL_TERMS = (
     "nude", "nudes", "nudity", "nudist", "nudists", "naked", "nakedness", "undressed", "unclothed",
@@ -92,15 +93,15 @@ MINOR_EXCEPTIONS = {
 HOMOGLYPHS = str.maketrans(
     {
         **dict(zip("авсԁезһнікӏӀⅼмпорѕтухѵԝьјгԛ", "abcde3hhiklllmnopstyxvwbjrq", strict=True)),
-        **dict(zip("αβγεζηικνοπρτυχωσςλδ", "abyezniknonptuxwssld", strict=True)),
+        **dict(zip("αβγεζηικνοπρτυχωσςλδ", "abyeznikvonptuxwssld", strict=True)),
         **dict(zip("ıɩɪʟʀɢɴʙʜɡɑɛɔøłđħŧœæðƙɓɗ", "iiilrgnbhgaecoldhtoadkbd", strict=True)),
         **{chr(0x1F1E6 + i): chr(97 + i) for i in range(26)},
         **{chr(0x1F150 + i): chr(97 + i) for i in range(26)},
         **{chr(0x1F170 + i): chr(97 + i) for i in range(26)},
     }
 )
-"""Look-alikes of Latin letters that Unicode normalisation leaves alone: Cyrillic, Greek, phonetic, regional and
-enclosed letters."""
+"""Look-alikes of Latin letters that Unicode normalisation leaves alone: Cyrillic, Greek, phonetic, regional
+and enclosed letters."""
 
 LEET = {"a": "a4@", "e": "e3", "i": "i1!|", "l": "l1!|", "o": "o0", "s": "s5$", "t": "t7+"}
 SEPARATOR = r"[\W_]"
@@ -122,8 +123,8 @@ def _tight(word: str) -> str:
 
 
 def _spaced(word: str) -> str:
-    """The word with separators between its letters: in any gaps for long words, in all gaps for short ones and
-    for "minor" ("min or")."""
+    """The word with separators between its letters: in any gaps for long words, in all gaps for short ones
+    and for "minor" ("min or")."""
     least = 0 if len(word) >= LONG and word != "minor" else 1
     return f"{SEPARATOR}{{{least},3}}".join(letter(character) for character in word)
 
