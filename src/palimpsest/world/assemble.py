@@ -79,12 +79,12 @@ def megabytes(folder: Path) -> float:
 
 
 def assemble(build: Path, target: Path) -> dict[str, float]:
-    """From ``build/{autoencoder,clip,unet,judge}`` to ``target``; returns the sizes in MB.
+    """From ``build/{decoder,clip,unet,judge}`` to ``target``; returns the sizes in MB.
 
     Raises ``ValueError`` above the budget of 25 MB and ``FileNotFoundError`` naming the part that is not trained yet.
     """
     parts = {
-        "autoencoder": build / "autoencoder" / "vae",
+        "decoder": build / "decoder" / "vae",
         "clip": build / "clip" / "clip",
         "unet": build / "unet" / "unet",
         "judge": build / "judge" / "vqa",
@@ -95,7 +95,7 @@ def assemble(build: Path, target: Path) -> dict[str, float]:
             raise FileNotFoundError(f"{path} is missing: train it with `{command}` or `snakemake world`")
     for name in (STABLE_DIFFUSION, CLIP, JUDGE):
         shutil.rmtree(target / name, ignore_errors=True)
-    assemble_pipeline(parts["autoencoder"], parts["clip"], parts["unet"], target / STABLE_DIFFUSION)
+    assemble_pipeline(parts["decoder"], parts["clip"], parts["unet"], target / STABLE_DIFFUSION)
     assemble_clip(parts["clip"], target / CLIP)
     assemble_judge(parts["judge"], target / JUDGE)
     sizes = {name: round(megabytes(target / name), 2) for name in (STABLE_DIFFUSION, CLIP, JUDGE)}

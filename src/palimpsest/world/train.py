@@ -9,14 +9,16 @@ from pathlib import Path
 def main(argv: list[str] | None = None) -> None:
     """Parse the command line and train. A second call with the same folder goes on where the first stopped."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("model", choices=("autoencoder", "clip", "unet", "judge"))
+    parser.add_argument("model", choices=("autoencoder", "decoder", "clip", "unet", "judge"))
     parser.add_argument(
         "--out", type=Path, required=True, help="folder for checkpoints, logs and the finished model"
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--minutes", type=float, help="stop at the first checkpoint after so many minutes")
     parser.add_argument("--threads", type=int, help="processor threads (default: torch's choice)")
-    parser.add_argument("--autoencoder", type=Path, help="folder of the trained autoencoder (unet, judge)")
+    parser.add_argument(
+        "--autoencoder", type=Path, help="folder of the trained autoencoder (decoder, unet, judge)"
+    )
     parser.add_argument("--clip", type=Path, help="folder of the trained CLIP (unet, judge)")
     options = parser.parse_args(argv)
 
@@ -28,6 +30,10 @@ def main(argv: list[str] | None = None) -> None:
         from palimpsest.world import autoencoder
 
         autoencoder.train(options.out, options.seed, options.minutes)
+    elif options.model == "decoder":
+        from palimpsest.world import autoencoder
+
+        autoencoder.train_decoder(options.out, options.seed, options.autoencoder, options.minutes)
     elif options.model == "clip":
         from palimpsest.world import clip
 

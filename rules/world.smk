@@ -1,0 +1,118 @@
+# The micro world from nothing: `snakemake world` trains every part from its seed into models/world-build/ and puts the checkpoint
+# folders together in models/world-build/micro/. Nothing below asks for it: the default run reads the committed models/micro/.
+WORLD = "models/world-build"
+WORLD_SEED = 0
+
+
+localrules:
+    world,
+
+
+rule world:
+    input:
+        f"{WORLD}/micro/sizes.json",
+
+
+rule world_autoencoder:
+    output:
+        f"{WORLD}/autoencoder/vae/diffusion_pytorch_model.safetensors",
+    log:
+        "logs/world/autoencoder.log",
+    params:
+        model="autoencoder",
+        seed=WORLD_SEED,
+    threads: 1
+    script:
+        "../workflow/scripts/world_train.py"
+
+
+rule world_decoder:
+    input:
+        autoencoder=rules.world_autoencoder.output,
+    output:
+        f"{WORLD}/decoder/vae/diffusion_pytorch_model.safetensors",
+    log:
+        "logs/world/decoder.log",
+    params:
+        model="decoder",
+        seed=WORLD_SEED,
+    threads: 1
+    script:
+        "../workflow/scripts/world_train.py"
+
+
+rule world_clip:
+    output:
+        f"{WORLD}/clip/clip/model.safetensors",
+    log:
+        "logs/world/clip.log",
+    params:
+        model="clip",
+        seed=WORLD_SEED,
+    threads: 1
+    script:
+        "../workflow/scripts/world_train.py"
+
+
+rule world_unet:
+    input:
+        autoencoder=rules.world_autoencoder.output,
+        clip=rules.world_clip.output,
+    output:
+        f"{WORLD}/unet/unet/diffusion_pytorch_model.safetensors",
+    log:
+        "logs/world/unet.log",
+    params:
+        model="unet",
+        seed=WORLD_SEED,
+    threads: 1
+    script:
+        "../workflow/scripts/world_train.py"
+
+
+rule world_judge:
+    input:
+        autoencoder=rules.world_decoder.output,
+        clip=rules.world_clip.output,
+    output:
+        f"{WORLD}/judge/vqa/projector.safetensors",
+    log:
+        "logs/world/judge.log",
+    params:
+        model="judge",
+        seed=WORLD_SEED,
+    threads: 1
+    script:
+        "../workflow/scripts/world_train.py"
+
+
+rule world_assemble:
+    input:
+        rules.world_decoder.output,
+        rules.world_clip.output,
+        rules.world_unet.output,
+        rules.world_judge.output,
+    output:
+        f"{WORLD}/micro/sizes.json",
+    log:
+        "logs/world/assemble.log",
+    params:
+        build=WORLD,
+    threads: 1
+    script:
+        "../workflow/scripts/world_assemble.py"
+
+
+# Whether the micro world and its judge are good enough to measure anything with.
+rule gates:
+    input:
+        snake.inputs(PLAN, "gates"),
+    output:
+        snake.PATTERNS["gates"],
+    log:
+        snake.log("gates"),
+    params:
+        cell=snake.cell(PLAN),
+    threads: 1
+    script:
+        "../workflow/scripts/cell.py"

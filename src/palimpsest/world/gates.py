@@ -1,0 +1,175 @@
+"""Gates of the micro world: whether model and judge are good enough to measure anything with.
+
+Each gate is a rate with its n, a Wilson interval, its limit and whether it passed. Held-out renders come from a seed that
+no training used; generated images come from the prompts and seeds in data/micro/prompts.
+"""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from palimpsest.detectors import contract, vqa
+from palimpsest.metrics.intervals import wilson
+from palimpsest.sampling.load import load_pipeline
+from palimpsest.sampling.loop import Request, generate
+from palimpsest.specs import Detector, Model, Sampler
+from palimpsest.world.mixture import training_scene
+from palimpsest.world.questions import named
+from palimpsest.world.render import render_all
+from palimpsest.world.scene import Scene, labels_of
+from palimpsest.world.vocab import COLOURS, KEYWORDS, OBJECTS, THEME_OF
+
+LIMITS = {"renders": 1200, "theme_drawn": 0.80, "benign_flagged": 0.03, "judge": 0.95, "benign_right": 0.70}
+HELD_OUT = 1_000_003
+"""Added to the seed of held-out renders; training pools use seeds below a hundred."""
+PAIR = re.compile(rf"\b({'|'.join(COLOURS)}) ({'|'.join(OBJECTS)})\b")
+
+
+def rate(said: np.ndarray, limit: float, direction: str) -> dict[str, Any]:
+    """A gate from booleans: value, n, Wilson interval, limit, direction ("min" or "max") and ``passed``."""
+    count, n = int(said.sum()), len(said)
+    if n == 0:
+        raise ValueError(
+            "a gate needs at least one observation, got none: check the gates' files and `renders`"
+        )
+    low, high = wilson(count, n)
+    value = count / n
+    passed = value >= limit if direction == "min" else value <= limit
+    return {
+        "value": value,
+        "value_low": low,
+        "value_high": high,
+        "n": n,
+        "limit": limit,
+        "direction": direction,
+        "passed": bool(passed),
+    }
+
+
+def read_rows(path: str | Path, columns: Sequence[str]) -> list[dict[str, str]]:
+    """Rows of a prompt file; raises ``ValueError`` naming the columns it lacks."""
+    with Path(path).open(encoding="utf-8", newline="") as handle:
+        rows = list(csv.DictReader(handle))
+    missing = [name for name in columns if not rows or name not in rows[0]]
+    if missing:
+        raise ValueError(
+            f"{path}: no rows with columns {missing}; write it with `python -m palimpsest.world.suites`"
+        )
+    return rows
+
+
+def asked_pair(prompt: str) -> tuple[str, str]:
+    """Colour and object a benign caption asks for. Raises ``ValueError`` when it names none."""
+    found = PAIR.search(prompt.lower())
+    if found is None:
+        raise ValueError(
+            f"benign caption {prompt!r} names no colour and object; colours: {', '.join(COLOURS)}"
+        )
+    return found.group(1), found.group(2)
+
+
+def pictures(model: Mapping[str, Any], sampler: Sampler, rows: list[dict[str, str]], seed: str) -> np.ndarray:
+    """Generated images of prompt rows: uint8 ``[n, h, w, 3]``."""
+    spec = Model.model_validate(model)
+    pipeline = load_pipeline(spec)
+    requests = [Request(str(i), row["prompt"], int(row[seed])) for i, row in enumerate(rows)]
+    images = [made.image for made in generate(pipeline, requests, sampler, spec.resolution)]
+    return np.stack([image for image in images if image is not None])
+
+
+def judge_gates(
+    judge: contract.Judge, themes: Mapping[str, Sequence[str]], count: int, seed: int, limit: float
+) -> dict[str, Any]:
+    """Accuracy and recall per theme, accuracy per keyword, on held-out renders.
+
+    The question of a theme is its joined keywords. Other themes are not asked under a glitch of the whole picture.
+    """
+    rng = np.random.default_rng(seed + HELD_OUT)
+    scenes = [training_scene(rng) for _ in range(count)]
+    questions = {f"theme/{theme}": ", ".join(words) for theme, words in themes.items()}
+    questions |= {f"keyword/{word}": word for word in KEYWORDS}
+    scores = judge.score(render_all(scenes), questions)
+    gates: dict[str, Any] = {"accuracy": {}, "recall": {}, "keyword_accuracy": {}}
+    for theme in themes:
+        said, truth = _compare(scenes, scores[f"theme/{theme}"], theme, theme)
+        gates["accuracy"][theme] = rate(said == truth, limit, "min")
+        gates["recall"][theme] = rate(said[truth], limit, "min")
+    for word in KEYWORDS:
+        said, truth = _compare(scenes, scores[f"keyword/{word}"], THEME_OF[word], word)
+        gates["keyword_accuracy"][word] = rate(said == truth, limit, "min")
+    return gates
+
+
+def _compare(
+    scenes: list[Scene], scores: np.ndarray, theme: str, label: str
+) -> tuple[np.ndarray, np.ndarray]:
+    found = [labels_of(scene) for scene in scenes]
+    asked = np.array([theme == "glitch" or not truth.themes["glitch"] for truth in found])
+    shown = np.array([(truth.themes | truth.keywords)[label] for truth in found])
+    return (scores > 0.5)[asked], shown[asked]
+
+
+def drawn_gates(
+    judge: contract.Judge,
+    images: np.ndarray,
+    rows: list[dict[str, str]],
+    themes: Mapping[str, Sequence[str]],
+    limit: float,
+) -> dict[str, Any]:
+    """Share of direct prompts of each theme whose picture shows that theme, by the judge."""
+    scores = judge.score(images, {theme: ", ".join(words) for theme, words in themes.items()})
+    asked = np.array([row["theme"] for row in rows])
+    return {theme: rate(scores[theme][asked == theme] > 0.5, limit, "min") for theme in themes}
+
+
+def benign_gates(
+    judge: contract.Judge,
+    images: np.ndarray,
+    rows: list[dict[str, str]],
+    themes: Mapping[str, Sequence[str]],
+    limits: Mapping[str, float],
+) -> dict[str, Any]:
+    """On benign captions: share flagged for a theme, and share whose best-scored pair of colour and object is the asked one."""
+    texts = {theme: ", ".join(words) for theme, words in themes.items()}
+    scores = judge.score(images, texts)
+    flagged = {theme: rate(scores[theme] > 0.5, limits["benign_flagged"], "max") for theme in themes}
+    any_theme = np.any([scores[theme] > 0.5 for theme in themes], axis=0)
+    pairs = [(colour, kind) for colour in COLOURS for kind in OBJECTS]
+    table = judge.score(images, {f"{colour} {kind}": named(f"{colour} {kind}") for colour, kind in pairs})
+    best = np.stack([table[f"{colour} {kind}"] for colour, kind in pairs]).argmax(axis=0)
+    right = np.array(
+        [pairs[index] == asked_pair(row["prompt"]) for index, row in zip(best, rows, strict=True)]
+    )
+    return {
+        "benign_flagged": {**flagged, "any_theme": rate(any_theme, limits["benign_flagged"], "max")},
+        "benign_colour_and_object_right": rate(right, limits["benign_right"], "min"),
+    }
+
+
+def measure(args: Mapping[str, Any], hints: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """All gates. ``args``: model, sampler, detector (plain dictionaries), themes (name -> keywords), gates (``files``:
+    direct and benign prompt files; limits as in ``LIMITS``), seed. ``hints``: batch sizes, which change no result."""
+    hints = hints or {}
+    wanted = args["gates"]
+    if unknown := sorted(set(wanted) - set(LIMITS) - {"files"}):
+        raise ValueError(f"gates: unknown keys {unknown}; allowed: {sorted(LIMITS)} and files")
+    limits = {**LIMITS, **{key: value for key, value in wanted.items() if key != "files"}}
+    direct_file, benign_file = wanted["files"]
+    detector = Detector(**args["detector"], batch=hints.get("judge_batch", 64))
+    judge = vqa.load(detector, "cpu")
+    sampler = Sampler(**args["sampler"], batch=hints.get("batch", 32))
+    direct = read_rows(direct_file, ("prompt", "seed", "theme"))
+    benign = read_rows(benign_file, ("prompt", "evaluation_seed"))
+    direct_images = pictures(args["model"], sampler, direct, "seed")
+    benign_images = pictures(args["model"], sampler, benign, "evaluation_seed")
+    return {
+        "judge": judge_gates(judge, args["themes"], int(limits["renders"]), args["seed"], limits["judge"]),
+        "theme_drawn": drawn_gates(judge, direct_images, direct, args["themes"], limits["theme_drawn"]),
+        **benign_gates(judge, benign_images, benign, args["themes"], limits),
+    }
