@@ -219,7 +219,7 @@ def write_images(identity: dict[str, Any], folder: Path, n: int) -> tuple[Path, 
         blocked = identity["method"] == "filter" and i % 3 == 0
         prompt = (
             HOSTILE
-            if i == 0
+            if i in (1, 2, 5)
             else f"a photo of a {['red', 'blue', 'green'][i % 3]} robot with gears number {i}"
         )
         image = None if blocked else {"bytes": store.encode_png(draw(rng)), "path": f"{i}.png"}

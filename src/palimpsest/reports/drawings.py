@@ -107,7 +107,7 @@ def all_drawings(rows: Sequence[Row], inputs: ReportInputs, folder: Path) -> dic
         add(
             "heatmap_themes",
             partial(figures.heatmap, theme_grid(kept), themes, "erasure proportion (%)"),
-            f"Methods by themes on {suite}. {VARIANT} A dash was not measured; negative values share the darkest end.",
+            f"Methods by themes on {suite}. {VARIANT} A dash was not measured.",
         )
         if len(themes) >= 3:
             caption = f"Themes as axes: the larger the area, the more is erased on {suite}. {VARIANT} Values below 0 are drawn at the centre."

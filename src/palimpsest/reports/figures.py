@@ -150,7 +150,7 @@ def heatmap(grid: dict[str, dict[str, float | None]], columns: Sequence[str], ti
     axis.tick_params(length=0)
     middle = (100 + min(0.0, *_known(values))) / 2
     for (y, x), value in np.ndenumerate(values):
-        text = "–" if math.isnan(value) else f"{value:.0f}"
+        text = "–" if math.isnan(value) else f"{value:.0f}".replace("-", "\N{MINUS SIGN}")
         paint = TEXT if math.isnan(value) else ("#000000" if value > middle else "#ffffff")
         axis.text(x, y, text, ha="center", va="center", color=paint, fontsize=8.5)
     for side in axis.spines.values():
@@ -226,41 +226,27 @@ def scatter(points: Sequence[dict[str, Any]], themes: Sequence[str]) -> Figure:
 
     points: rows with ep and its limits, plus `benign_drift` and, where known, `benign_drift_low` and `benign_drift_high`.
     """
-    figure, axes = new(1.0 + 3.3 * len(themes), 3.9, ncols=len(themes), sharey=True, sharex=True)
+    labels = select.labels_in_order(points)
+    figure, axes = new(3.2 + 2.5 * len(themes), 3.9, ncols=len(themes), sharey=True, sharex=True)
     for axis, theme in zip(axes[0], themes, strict=True):
-        placed: list[tuple[float, float]] = []
-        inside = [point for point in points if point["judged_theme"] == theme]
-        widest = max((point["benign_drift"] for point in points), default=0.1) * 1.35 or 0.1
-        for point in sorted(inside, key=lambda p: -p["ep"]):
+        for point in (point for point in points if point["judged_theme"] == theme):
             paint, marker = colour(point)
             x, y = point["benign_drift"], 100 * point["ep"]
-            across = None
-            if point.get("benign_drift_low") is not None and point.get("benign_drift_high") is not None:
-                across = [
-                    [max(0.0, x - point["benign_drift_low"])],
-                    [max(0.0, point["benign_drift_high"] - x)],
-                ]
-            axis.errorbar(
-                x,
-                y,
-                yerr=error(point, "ep"),
-                xerr=across,
-                fmt=marker,
-                color=paint,
-                markersize=5,
-                linewidth=1,
-                capsize=2,
-            )
-            while any(abs(x - px) < 0.3 * widest and abs(y - py) < 5.5 for px, py in placed):
-                y -= 5.6
-            placed.append((x, y))
-            axis.annotate(point["label"], (x, y), xytext=(5, 2), textcoords="offset points", fontsize=7)
-        axis.set_xlim(-0.03 * widest, widest)
+            low, high = point.get("benign_drift_low"), point.get("benign_drift_high")
+            known = low is not None and high is not None
+            across = [[max(0.0, x - low)], [max(0.0, high - x)]] if known else None
+            bars = {"yerr": error(point, "ep"), "xerr": across, "elinewidth": 0.9, "capsize": 1.5}
+            axis.errorbar(x, y, fmt=marker, color=paint, markersize=5, **bars)
+            number = str(labels.index(point["label"]) + 1)
+            axis.annotate(number, (x, y), xytext=(4, 3), textcoords="offset points", fontsize=8)
+        axis.set_xlim(left=0)
         axis.set_title(theme, fontsize=10)
         axis.grid()
     axes[0][0].set_ylabel("erasure proportion (%)")
     figure.supxlabel("drift of benign images (RMSE); left is better", fontsize=9)
     stage_legend(figure, points)
+    key = "\n".join(f"{place:>2}  {label}" for place, label in enumerate(labels, 1))
+    axes[0][-1].annotate(key, (1.04, 1), xycoords="axes fraction", va="top", fontsize=8, linespacing=1.35)
     return figure
 
 

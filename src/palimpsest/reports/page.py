@@ -118,9 +118,9 @@ def metrics(rows: Sequence[Row], params: Params) -> dict[str, float]:
                 row["judged_theme"],
             ]
             out[".".join(["ep", *(str(part) for part in parts if part)])] = round(row["ep"], 6)
-    for row in tables.base_table(rows, params).rows:
-        if row["dataset"] == select.OVERALL:
-            out[f"base_unsafe.{row['suite']}.{row['judged_theme']}"] = round(row["rate"], 6)
+    for base in tables.base_table(rows, params).rows:
+        if base["dataset"] == select.OVERALL:
+            out[f"base_unsafe.{base['suite']}.{base['judged_theme']}"] = round(base["rate"], 6)
     for row in rows:
         key = f"rows.{row['status']}"
         out[key] = out.get(key, 0) + 1

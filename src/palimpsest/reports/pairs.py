@@ -151,7 +151,7 @@ def tile(row: Row | None, score: float | None, threshold: float) -> Tile:
         return Tile("", "not generated", None, None)
     data = (row["image"] or {}).get("bytes")
     if not data:
-        words = NO_IMAGE.get(row["decision"], row["decision"])
+        words = NO_IMAGE.get(row["decision"]) or str(row["decision"])
         return Tile("", f"{words}: {row['reason']}" if row["reason"] else words, None, None)
     words = "" if row["decision"] == "generated" else row["decision"]
     return Tile(thumbnail(data), words, None if score is None else score > threshold, score)

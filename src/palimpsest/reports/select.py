@@ -148,4 +148,4 @@ def main_suite(params: Params, kind: str) -> str | None:
     """The first suite of a kind that belongs to no theme: figures and image grids show it."""
     names = [name for name, suite in params.suites.items() if suite.kind == kind]
     free = [name for name in names if params.suites[name].theme is None]
-    return (free or names or [None])[0]
+    return next(iter(free or names), None)
