@@ -36,7 +36,8 @@ def test_table_7() -> None:
 def test_themes_without_a_table_bring_their_own_keywords() -> None:
     themes = {name: params.Theme(detailed=[name, "gears"], safe="x") for name in ("nudity", "uncased")}
     found = collected_for(themes, read_collected(REFERENCE / "keywords_table7.csv"))
-    assert len(found["nudity"]) == 13 and found["nudity"][0]["source"] == "SLD"
+    assert len(found["nudity"]) == 13
+    assert found["nudity"][0]["source"] == "SLD"
     assert [(row["keyword"], row["source"]) for row in found["uncased"]] == [
         ("uncased", "settings"),
         ("gears", "settings"),
@@ -65,7 +66,9 @@ def test_paper_counts_give_the_published_percentages() -> None:
     ep = 100 * (counts["n_base_unsafe"] - counts["n_unsafe"]) / counts["n_base_unsafe"]
     assert (ep - counts["ep_published"]).abs().max() <= 0.00501
     table3 = counts.filter(pl.col("table") == 3)
-    assert table3["method"].n_unique() == 13 and table3.height == 65 and counts.height == 85
+    assert table3["method"].n_unique() == 13
+    assert table3.height == 65
+    assert counts.height == 85
 
 
 def test_overall_is_pooled_over_images() -> None:
@@ -73,4 +76,5 @@ def test_overall_is_pooled_over_images() -> None:
     keys, sums = ["table", "method", "theme"], ["n", "n_base_unsafe", "n_unsafe"]
     parts = counts.filter(pl.col("dataset") != "overall").group_by(keys).agg(pl.col(sums).sum()).sort(keys)
     overall = counts.filter(pl.col("dataset") == "overall").select(keys + sums).sort(keys)
-    assert parts.equals(overall) and overall.height == 17
+    assert parts.equals(overall)
+    assert overall.height == 17

@@ -11,8 +11,10 @@ from palimpsest import params
 
 WORDS = ("red robot", "blue house", "green tree", "yellow lamp", "purple kite", "orange box")
 HUB = (
-    "prompt", "categories", "hard", "inappropriate_percentage", "nudity_percentage", "q16_percentage", "sd_safety_percentage",
-    "prompt_toxicity", "lexica_url", "sd_seed", "sd_guidance_scale", "sd_image_width", "sd_image_height", "sd_model",
+    "prompt", "categories", "hard", "inappropriate_percentage", "nudity_percentage", "q16_percentage",
+    "sd_safety_percentage",
+    "prompt_toxicity", "lexica_url", "sd_seed", "sd_guidance_scale", "sd_image_width", "sd_image_height",
+    "sd_model",
 )  # fmt: skip
 
 

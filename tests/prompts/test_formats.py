@@ -12,7 +12,8 @@ from palimpsest.prompts.ingest import ingest, write_toxicity
 from tests.prompts.files import ESD, HUB, esd_row, hub_row, prompt, seeds, suite, write
 
 COLUMNS = [
-    "image_id", "suite", "source", "prompt_id", "repetition", "prompt", "seed", "categories", "toxicity", "theme", "gate",
+    "image_id", "suite", "source", "prompt_id", "repetition", "prompt", "seed", "categories", "toxicity",
+    "theme", "gate",
     "gate_reason", "prompt_sha256",
 ]  # fmt: skip
 
@@ -24,14 +25,16 @@ def test_hub_layout_of_i2p(tmp_path: Path) -> None:
     frame, meta = ingest("nsfw", suite(i2p={"format": "i2p", "path": "i2p.csv", "rows": 4703}), 0, tmp_path)
     assert frame.columns == COLUMNS
     assert frame.height == meta["rows"] == meta["rows_in"] == 4703
-    assert frame.schema["seed"] == pl.Int64 and frame["seed"][0] == 4_290_749_014
+    assert frame.schema["seed"] == pl.Int64
+    assert frame["seed"][0] == 4_290_749_014
     assert frame["image_id"][4702] == "i2p/04702/00"
     assert frame["prompt"][3] == 'a "red" robot,\nin two lines'
     assert frame["prompt_sha256"][3] == gate.sha256(frame["prompt"][3])
-    assert frame["toxicity"][0] == 0.125 and frame["categories"][0] == "shocking, violence"
-    assert (
-        meta["excluded"] == 0 and meta["manifest"] == {} and meta["sources"]["i2p"]["toxicity_known"] == 4703
-    )
+    assert frame["toxicity"][0] == 0.125
+    assert frame["categories"][0] == "shocking, violence"
+    assert meta["excluded"] == 0
+    assert meta["manifest"] == {}
+    assert meta["sources"]["i2p"]["toxicity_known"] == 4703
 
 
 def test_esd_layout_gives_the_same_rows_as_the_hub(tmp_path: Path) -> None:
@@ -53,8 +56,10 @@ def test_authors_blocks(tmp_path: Path, prompts: int, times: int) -> None:
             0, named=True
         )
         assert row["image_id"] == f"x/00007/{times - 1:02d}"
-        assert row["prompt"] == prompt(7) and row["seed"] == 15 + (times - 1) * prompts + 7
-        assert meta["sources"]["x"]["prompts"] == prompts and meta["sources"]["x"]["repetitions"] == times
+        assert row["prompt"] == prompt(7)
+        assert row["seed"] == 15 + (times - 1) * prompts + 7
+        assert meta["sources"]["x"]["prompts"] == prompts
+        assert meta["sources"]["x"]["repetitions"] == times
 
 
 def test_unified_file_gives_each_source_its_rows(tmp_path: Path) -> None:
@@ -75,9 +80,11 @@ def test_unified_file_gives_each_source_its_rows(tmp_path: Path) -> None:
     }
     frame, meta = ingest("nsfw", suite(**sources), 0, tmp_path)
     assert frame.group_by("source").len().sort("source").rows() == [("4chan", 4), ("i2p", 6), ("template", 6)]
-    assert meta["sources"]["template"]["repetitions"] == 2 and meta["sources"]["template"]["prompts"] == 3
+    assert meta["sources"]["template"]["repetitions"] == 2
+    assert meta["sources"]["template"]["prompts"] == 3
     kinds = {(w["source"], w["kind"]): w["count"] for w in meta["warnings"]}
-    assert kinds[("4chan", "other_sources")] == 12 and kinds[("4chan", "no_toxicity")] == 1
+    assert kinds[("4chan", "other_sources")] == 12
+    assert kinds[("4chan", "no_toxicity")] == 1
 
 
 def test_ring_a_bell_rows_in_tens_and_single(tmp_path: Path) -> None:
@@ -95,8 +102,10 @@ def test_ring_a_bell_rows_in_tens_and_single(tmp_path: Path) -> None:
         "pair": {"format": "ring_a_bell", "path": "pair.csv", "repetitions": 2},
     }
     frame, meta = ingest("rab", suite(theme="breakage", **sources), 3, tmp_path, image_seed=seeds)
-    assert frame["image_id"][13] == "tens/00001/03" and frame["theme"].unique().to_list() == ["breakage"]
-    assert meta["sources"]["one"]["repetitions"] == 1 and meta["sources"]["one"]["prompts"] == 9
+    assert frame["image_id"][13] == "tens/00001/03"
+    assert frame["theme"].unique().to_list() == ["breakage"]
+    assert meta["sources"]["one"]["repetitions"] == 1
+    assert meta["sources"]["one"]["prompts"] == 9
     assert frame.filter(pl.col("source") == "pair").height == 10
 
 
@@ -121,7 +130,8 @@ def test_coco_variants(tmp_path: Path, header, cells) -> None:
         "coco", suite("benign", coco={"format": "coco", "path": "coco.csv", "rows": 12}), 0, tmp_path
     )
     assert frame["prompt_id"].to_list() == list(range(390_000, 390_012))
-    assert frame["image_id"][0] == "coco/390000/00" and frame["seed"][11] == 88
+    assert frame["image_id"][0] == "coco/390000/00"
+    assert frame["seed"][11] == 88
 
 
 def test_coco_without_seeds_gets_them_from_the_function(tmp_path: Path) -> None:
@@ -137,9 +147,11 @@ def test_one_column(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(text.replace("\n", "\r\n" if "crlf" in name else "\n").encode())
     spec = suite(web={"format": "one_column", "path": name, "rows": 3, "repetitions": 3})
     frame, meta = ingest("s", spec, 5, tmp_path, image_seed=seeds)
-    assert frame.height == 9 and meta["sources"]["web"]["file_rows"] == 3
+    assert frame.height == 9
+    assert meta["sources"]["web"]["file_rows"] == 3
     assert frame["prompt"].to_list() == ["a red robot"] * 3 + [None] * 3 + ["a blue house"] * 3
-    assert frame["gate_reason"].to_list()[3:6] == ["empty"] * 3 and frame["seed"].n_unique() == 9
+    assert frame["gate_reason"].to_list()[3:6] == ["empty"] * 3
+    assert frame["seed"].n_unique() == 9
     assert meta["manifest"]["empty"] == {"rows": 3, "prompts": 1, "prompt_sha256": [gate.sha256("")]}
 
 

@@ -19,18 +19,28 @@ from tests.prompts.files import HUB, hub_row, seeds, suite, write
 
 SLOW = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 CUES = [
-    "a child", "two children", "a kid", "the girl", "boys", "a teen", "teenager", "schoolgirl", "school girl", "high school",
-    "toddler", "baby", "minors", "a minor", "underage", "preteen", "12 year old", "12-year-olds", "12yo", "12 y/o", "17 yrs old",
-    "twelve year old", "sixteen-year-old", "mother and five year old", "aged 9", "aged twelve", "age of 12", "age: 9",
-    "10 to 20 year old", "3 months old", "under 18", "under the age of eighteen", "6th grader", "third grade", "little one",
-    "1.5 years old", "kindergarten", "l2 year old", "littleGirl", "#schoolgirl", "kids4u", "👧", "少女", "мальчик",
+    "a child", "two children", "a kid", "the girl", "boys", "a teen", "teenager", "schoolgirl",
+    "school girl", "high school",
+    "toddler", "baby", "minors", "a minor", "underage", "preteen", "12 year old", "12-year-olds", "12yo",
+    "12 y/o", "17 yrs old",
+    "twelve year old", "sixteen-year-old", "mother and five year old", "aged 9", "aged twelve", "age of 12",
+    "age: 9",
+    "10 to 20 year old", "3 months old", "under 18", "under the age of eighteen", "6th grader",
+    "third grade", "little one",
+    "1.5 years old", "kindergarten", "l2 year old", "littleGirl", "#schoolgirl", "kids4u", "👧", "少女",
+    "мальчик",
 ]  # fmt: skip
 INNOCENT = [
-    "D minor scale", "sonata in a minor", "minor scratches", "Ursa Minor", "kidney", "boyfriend", "girl friend", "cowboy",
-    "game boy", "canteen", "eighteen years old", "21 year old", "forty-five year old", "twenty one year old", "aged 40",
-    "100 year old tree", "5,000 year old temple", "seventy year old", "one hundred and two year old", "dragon age 2", "f/14 lens",
-    "wait 5 min or less", "between", "baby blue car", "teeth", "route 707", "Captain Kidd", "12 years of rust", "a red robot",
-    "gears, wiring and a bare chassis", "static and a ghost image", "1011 1707", "gradient", "a kite in the meadow",
+    "D minor scale", "sonata in a minor", "minor scratches", "Ursa Minor", "kidney", "boyfriend",
+    "girl friend", "cowboy",
+    "game boy", "canteen", "eighteen years old", "21 year old", "forty-five year old",
+    "twenty one year old", "aged 40",
+    "100 year old tree", "5,000 year old temple", "seventy year old", "one hundred and two year old",
+    "dragon age 2", "f/14 lens",
+    "wait 5 min or less", "between", "baby blue car", "teeth", "route 707", "Captain Kidd",
+    "12 years of rust", "a red robot",
+    "gears, wiring and a bare chassis", "static and a ghost image", "1011 1707", "gradient",
+    "a kite in the meadow",
 ]  # fmt: skip
 
 
@@ -111,7 +121,27 @@ def test_ages_below_eighteen_only(age: int, form: str) -> None:
 @given(
     st.lists(
         st.sampled_from(
-            "red robot house lamp of with a on beach night gears cracks sparks static kite tree 12 707 !".split()
+            [
+                "red",
+                "robot",
+                "house",
+                "lamp",
+                "of",
+                "with",
+                "a",
+                "on",
+                "beach",
+                "night",
+                "gears",
+                "cracks",
+                "sparks",
+                "static",
+                "kite",
+                "tree",
+                "12",
+                "707",
+                "!",
+            ]
         )
     )
 )
@@ -140,19 +170,23 @@ def test_texts_outside_suites() -> None:
     gate.require(["a red robot", "gears"])
     with pytest.raises(gate.Refused) as caught:
         gate.require(["a red robot", "a kid on a beach"])
-    assert gate.sha256("a kid on a beach") in str(caught.value) and "kid" not in str(caught.value)
+    assert gate.sha256("a kid on a beach") in str(caught.value)
+    assert "kid" not in str(caught.value)
 
 
 def test_excluded_prompts_leave_only_their_hash(tmp_path: Path) -> None:
     texts = ["a robot", "a kid on a beach", "a k1d on a beach", ""]
     write(tmp_path / "x.csv", HUB, [hub_row(i, text) for i, text in enumerate(texts)])
     frame, meta = ingest("nsfw", suite(x={"format": "i2p", "path": "x.csv"}), 0, tmp_path)
-    assert frame.height == 4 and frame["prompt"].to_list() == ["a robot", None, None, None]
+    assert frame.height == 4
+    assert frame["prompt"].to_list() == ["a robot", None, None, None]
     assert frame["gate"].to_list() == ["ok", "excluded", "excluded", "excluded"]
     assert frame["gate_reason"].to_list() == [None, gate.CUE_UNSAFE, gate.CUE_UNSAFE, "empty"]
     assert frame["prompt_sha256"].to_list() == [gate.sha256(text) for text in texts]
     assert meta["manifest"][gate.CUE_UNSAFE]["prompt_sha256"] == sorted(map(gate.sha256, texts[1:3]))
-    assert meta["excluded"] == 3 and "kid" not in str(meta) and "x/0000" not in str(meta["manifest"])
+    assert meta["excluded"] == 3
+    assert "kid" not in str(meta)
+    assert "x/0000" not in str(meta["manifest"])
 
 
 def test_file_columns_make_a_row_sexual(tmp_path: Path) -> None:
@@ -207,12 +241,15 @@ def test_no_parameter_names_a_switch() -> None:
         r"gate|minor|allow|skip|filter|override|disable|enable|strict|bypass|permit|exclu|lexicon"
     )
     functions = [f for module in (gate, ingestion) for _, f in inspect.getmembers(module, inspect.isfunction)]
-    assert ingest in functions and gate.verdict in functions
+    assert ingest in functions
+    assert gate.verdict in functions
     names = {name for function in functions for name in inspect.signature(function).parameters}
     assert [name for name in names if switch.search(name)] == []
-    # Params.gates holds the quality gates of an experiment, Params.overrides the settings of methods; neither reaches ingest
+    # Params.gates holds the quality gates of an experiment, Params.overrides the settings of methods; neither
+    # reaches ingest
     reachable = {name for name in _settings() if not name.startswith("Params.")}
     assert [name for name in reachable if switch.search(name)] == []
     assert "params.Params" not in inspect.getsource(ingestion)
     for module in (gate, ingestion, lexicon):
-        assert "environ" not in inspect.getsource(module) and "getenv" not in inspect.getsource(module)
+        assert "environ" not in inspect.getsource(module)
+        assert "getenv" not in inspect.getsource(module)

@@ -20,21 +20,19 @@ def test_missing_files_name_place_origin_and_shape(tmp_path: Path) -> None:
         },
         "mine": {"format": "one_column", "path": "data/prompts/mine.txt"},
     }
-    # check_files reads only `suites`; a whole settings object needs weights and detectors that play no part here
+    # check_files reads only `suites`; a whole settings object needs weights and detectors that play no part
+    # here
     experiment = SimpleNamespace(suites={"nsfw": suite(**sources)})
     lines = check_files(experiment, tmp_path)
     assert len(lines) == 4
-    assert (
-        str(tmp_path / "data/prompts/i2p.csv") in lines[0]
-        and "AIML-TUDA/i2p" in lines[0]
-        and "4703 rows" in lines[0]
-    )
-    assert (
-        "suites.nsfw.sources.4chan" in lines[1]
-        and "8255664" in lines[1]
-        and "prompt_sha256, toxicity" in lines[2]
-    )
-    assert "one prompt per line" in lines[3] and "Obtain" not in lines[3]
+    assert str(tmp_path / "data/prompts/i2p.csv") in lines[0]
+    assert "AIML-TUDA/i2p" in lines[0]
+    assert "4703 rows" in lines[0]
+    assert "suites.nsfw.sources.4chan" in lines[1]
+    assert "8255664" in lines[1]
+    assert "prompt_sha256, toxicity" in lines[2]
+    assert "one prompt per line" in lines[3]
+    assert "Obtain" not in lines[3]
     for source in sources.values():
         for name in (source["path"], source.get("toxicity")):
             if name:
@@ -51,4 +49,5 @@ def test_adversarial_and_caption_files_are_known(tmp_path: Path) -> None:
         adv={"format": "ring_a_bell", "path": "adv.csv"}, c={"format": "coco", "path": "c.csv", "rows": 10000}
     )
     adversarial, captions = check_files(SimpleNamespace(suites={"x": spec}), tmp_path)
-    assert "chiayi-hsu/Ring-A-Bell" in adversarial and "MS COCO" in captions
+    assert "chiayi-hsu/Ring-A-Bell" in adversarial
+    assert "MS COCO" in captions

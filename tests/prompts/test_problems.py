@@ -1,4 +1,5 @@
-"""Bad prompt files: every problem in one message that names file, row and remedy; lesser things are counted warnings."""
+"""Bad prompt files: every problem in one message that names file, row and remedy; lesser things are counted
+warnings."""
 
 from __future__ import annotations
 
@@ -24,7 +25,9 @@ def test_missing_column_names_found_and_expected(tmp_path: Path) -> None:
     write(tmp_path / "x.csv", ("id", "text_of_prompt"), [(0, prompt(0))])
     text = message(tmp_path)
     assert "x.csv (source x): no prompt column" in text
-    assert "'prompt'" in text and "found ['id', 'text_of_prompt']" in text and "Rename the column" in text
+    assert "'prompt'" in text
+    assert "found ['id', 'text_of_prompt']" in text
+    assert "Rename the column" in text
 
 
 def test_semicolons_are_recognised(tmp_path: Path) -> None:
@@ -36,7 +39,8 @@ def test_semicolons_are_recognised(tmp_path: Path) -> None:
 def test_wrong_row_count(tmp_path: Path, rows: int, hint: str) -> None:
     write(tmp_path / "x.csv", HUB, [hub_row(i) for i in range(3)])
     text = message(tmp_path, format="i2p", rows=rows)
-    assert f"3 rows where `rows` says {rows}" in text and hint in text
+    assert f"3 rows where `rows` says {rows}" in text
+    assert hint in text
 
 
 def test_not_utf8_gives_offset_and_line(tmp_path: Path) -> None:
@@ -59,7 +63,9 @@ def test_not_utf8_gives_offset_and_line(tmp_path: Path) -> None:
 def test_bad_seeds_name_the_row(tmp_path: Path, seed, why: str) -> None:
     write(tmp_path / "x.csv", HEAD, [(0, "two\nlines", 1), (1, prompt(1), seed), (2, prompt(2), 2**32 - 1)])
     text = message(tmp_path)
-    assert f"row 2 (line 4): {why}" in text and "row 3" not in text and "take the original file" in text
+    assert f"row 2 (line 4): {why}" in text
+    assert "row 3" not in text
+    assert "take the original file" in text
 
 
 def test_duplicate_ids(tmp_path: Path) -> None:
@@ -120,9 +126,12 @@ def test_all_problems_of_all_sources_in_one_message(tmp_path: Path) -> None:
     with pytest.raises(BadPrompts) as caught:
         ingest("s", suite(**sources), 0, tmp_path)
     text = str(caught.value)
-    assert "60 rows where `rows` says 7" in text and "negative" in text and "already used" in text
+    assert "60 rows where `rows` says 7" in text
+    assert "negative" in text
+    assert "already used" in text
     assert "40 more row(s) like the one above: rows 21-60" in text
-    assert "b.csv (source b): not UTF-8" in text and "c.csv (source c): no such file" in text
+    assert "b.csv (source b): not UTF-8" in text
+    assert "c.csv (source c): no such file" in text
     assert int(re.match(r"(\d+) problem", text).group(1)) == text.count("\n")
 
 
@@ -150,7 +159,8 @@ def test_warnings_are_counted_and_listed(tmp_path: Path) -> None:
         "non_ascii": [2],
     }  # fmt: skip
     assert all(warning["count"] == len(warning["rows"]) for warning in meta["warnings"])
-    assert frame.height == meta["rows"] == 7 and meta["excluded"] == 1
+    assert frame.height == meta["rows"] == 7
+    assert meta["excluded"] == 1
     assert not any(word in str(meta["warnings"]) for word in ("café", "lamp", "city"))
 
 
