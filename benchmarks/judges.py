@@ -2,7 +2,8 @@
 
     python benchmarks/judges.py [FOLDER] [--images 32] [--questions 17]
 
-Both ways score the same random images with the same weights; the scores must agree to 1e-3. Prints both times and their ratio.
+Both ways score the same random images with the same weights; the scores must agree to 1e-3. Prints both
+times and their ratio.
 """
 
 from __future__ import annotations
