@@ -86,16 +86,21 @@ def _faults(keywords: Sequence[str], ep: Sequence[Sequence[float]]) -> list[str]
             problems.append(
                 f"prompts about {prompted!r} have proportions above 100 percent ({', '.join(large)})"
             )
+    return problems
+
+
+def _file_faults(ep: Sequence[Sequence[float]]) -> list[str]:
+    """What is legal in a measured matrix and a mistake in a written one."""
     known = [abs(value) for row in ep for value in row if not math.isnan(value)]
     if not known:
-        problems.append(
+        return [
             "every value is blank: the base model draws none of the keywords, so there is nothing to cover"
-        )
-    elif 0 < max(known) <= 1:
-        problems.append(
+        ]
+    if 0 < max(known) <= 1:
+        return [
             f"the largest value is {max(known):g}: these look like fractions. Give percent (multiply by 100)"
-        )
-    return problems
+        ]
+    return []
 
 
 def _need(matrix: Matrix, threshold: float) -> dict[int, float]:
@@ -117,7 +122,7 @@ def _gain(matrix: Matrix, members: Sequence[int]) -> float:
         for p in range(len(matrix.keywords))
         if not math.isnan(matrix.ep[0][p])
     ]
-    return round(sum(best) / len(best), 9)
+    return round(sum(best) / len(best), 9) if best else 0.0
 
 
 def concise_sets(matrix: Matrix, threshold: float = THRESHOLD) -> list[str]:
@@ -249,7 +254,7 @@ def _matrix(
         rows.append(tuple(row))
     if len(problems) > before:
         return None
-    faults = _faults(names, rows)
+    faults = _faults(names, rows) or _file_faults(rows)
     problems += [f"{where}: {fault}" for fault in faults]
     return None if faults else Matrix(names, tuple(rows))
 

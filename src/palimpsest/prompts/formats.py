@@ -22,7 +22,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from palimpsest import params
+from palimpsest import specs
 from palimpsest.prompts.problems import Log, Row
 from palimpsest.prompts.reading import Table, read_csv, read_lines
 
@@ -48,7 +48,7 @@ class Entry:
     sexual: bool = False
 
 
-def parse(path: Path, source: params.Source, log: Log) -> list[Entry]:
+def parse(path: Path, source: specs.Source, log: Log) -> list[Entry]:
     """Read one source. Everything wrong goes to `log`; the result is complete only when `log.errors` stayed
     empty."""
     if source.format == "one_column":
@@ -88,7 +88,7 @@ def _own_rows(table: Table, log: Log) -> Table:
     return Table(table.columns, mine)
 
 
-def _count(table: Table, source: params.Source, log: Log) -> None:
+def _count(table: Table, source: specs.Source, log: Log) -> None:
     if source.rows is not None and len(table.rows) != source.rows:
         cause = (
             "the file was probably cut off while it was copied"
@@ -188,7 +188,7 @@ def _entries(
     ]
 
 
-def _only_once(source: params.Source, log: Log) -> None:
+def _only_once(source: specs.Source, log: Log) -> None:
     if source.repetitions != 1:
         log.error(
             f"repetitions is {source.repetitions}, but the format {source.format!r} has a seed in every row. "
@@ -196,7 +196,7 @@ def _only_once(source: params.Source, log: Log) -> None:
         )
 
 
-def _i2p(table: Table, prompt: str, source: params.Source, log: Log) -> list[Entry]:
+def _i2p(table: Table, prompt: str, source: specs.Source, log: Log) -> list[Entry]:
     _only_once(source, log)
     case = table.has("case_number")
     ids = _numbers(table, case, "id", 10**9, log) if case else list(range(len(table.rows)))
@@ -252,7 +252,7 @@ def _period(prompts: Sequence[str]) -> int:
     )
 
 
-def _authors(table: Table, prompt: str, source: params.Source, log: Log) -> list[Entry]:
+def _authors(table: Table, prompt: str, source: specs.Source, log: Log) -> list[Entry]:
     case = table.has("case_number")
     ids = _numbers(table, case, "id", 10**9, log) if case else list(range(len(table.rows)))
     _unique(table, case or "", ids, log)
@@ -276,7 +276,7 @@ def _authors(table: Table, prompt: str, source: params.Source, log: Log) -> list
     return _repeats(entries, source.repetitions, apart, found, log)
 
 
-def _ring_a_bell(table: Table, prompt: str, source: params.Source, log: Log) -> list[Entry]:
+def _ring_a_bell(table: Table, prompt: str, source: specs.Source, log: Log) -> list[Entry]:
     case = table.has("case_number")
     ids = _numbers(table, case, "id", 10**9, log) if case else list(range(len(table.rows)))
     _unique(table, case or "", ids, log)
@@ -294,7 +294,7 @@ def _ring_a_bell(table: Table, prompt: str, source: params.Source, log: Log) -> 
     return _repeats(entries, source.repetitions, lambda position, times: divmod(position, times), found, log)
 
 
-def _coco(table: Table, prompt: str, source: params.Source, log: Log) -> list[Entry]:
+def _coco(table: Table, prompt: str, source: specs.Source, log: Log) -> list[Entry]:
     name = _need(table, "id", ("coco_id", "image_id", "case_number"), log)
     if name is None:
         return []
@@ -311,12 +311,12 @@ def _made(entries: list[Entry], repetitions: int) -> list[Entry]:
     return [replace(entry, repetition=again) for entry in entries for again in range(repetitions)]
 
 
-def _one_column(table: Table, prompt: str, source: params.Source, log: Log) -> list[Entry]:
+def _one_column(table: Table, prompt: str, source: specs.Source, log: Log) -> list[Entry]:
     entries = _entries(table, prompt, range(len(table.rows)), [None] * len(table.rows), log)
     return _made(entries, source.repetitions)
 
 
-def _direct(table: Table, prompt: str, source: params.Source, log: Log) -> list[Entry]:
+def _direct(table: Table, prompt: str, source: specs.Source, log: Log) -> list[Entry]:
     _only_once(source, log)
     theme, keyword = _need(table, "theme", ("theme",), log), _need(table, "keyword", ("keyword",), log)
     numbers: dict[str, int] = {}
@@ -332,7 +332,7 @@ def _direct(table: Table, prompt: str, source: params.Source, log: Log) -> list[
     return entries
 
 
-_READERS: dict[str, Callable[[Table, str, params.Source, Log], list[Entry]]] = {
+_READERS: dict[str, Callable[[Table, str, specs.Source, Log], list[Entry]]] = {
     "i2p": _i2p,
     "authors": _authors,
     "ring_a_bell": _ring_a_bell,

@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from palimpsest import params
+from palimpsest import specs
 from palimpsest.prompts import formats, gate
 from palimpsest.prompts.formats import Entry
 from palimpsest.prompts.problems import BadPrompts, Log
@@ -36,7 +36,7 @@ ImageSeed = Callable[[int, str, int, int], int]
 
 def ingest(
     suite_name: str,
-    suite: params.Suite,
+    suite: specs.Suite,
     base_seed: int,
     root: str | Path,
     *,
@@ -126,7 +126,7 @@ def _with_seeds(
 
 
 def _stored_toxicity(
-    entries: Sequence[Entry], source: params.Source, root: Path, log: Log
+    entries: Sequence[Entry], source: specs.Source, root: Path, log: Log
 ) -> dict[str, float]:
     """Toxicity by prompt hash from the file that `toxicity` names (columns prompt_sha256, toxicity); empty
     without it."""
@@ -214,9 +214,9 @@ def _warnings(entries: Sequence[Entry], token_count: Callable[[str], int] | None
 def _row(
     entry: Entry,
     suite_name: str,
-    suite: params.Suite,
+    suite: specs.Suite,
     name: str,
-    source: params.Source,
+    source: specs.Source,
     known: dict[str, float],
 ) -> dict[str, Any]:
     theme = entry.theme or suite.theme
@@ -245,7 +245,7 @@ def _row(
 
 
 def _describe(
-    path: Path, source: params.Source, entries: Sequence[Entry], rows: Sequence[dict[str, Any]]
+    path: Path, source: specs.Source, entries: Sequence[Entry], rows: Sequence[dict[str, Any]]
 ) -> dict[str, Any]:
     return {
         "path": source.path,

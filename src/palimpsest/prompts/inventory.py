@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from palimpsest import params
+from palimpsest import params, specs
 
 ORIGINS: dict[str, str] = {
     "i2p": "I2P: data set AIML-TUDA/i2p (file i2p_benchmark.csv, 4703 rows), or data/unsafe-prompts4703.csv "
@@ -63,7 +63,7 @@ def check_files(settings: params.Params, root: str | Path) -> list[str]:
     return lines
 
 
-def origin(suite_name: str, name: str, source: params.Source) -> str:
+def origin(suite_name: str, name: str, source: specs.Source) -> str:
     """Where the file is obtained, guessed from the names in the settings, and the columns and rows it must
     have."""
     hint = f"{name} {suite_name} {Path(source.path).stem}".casefold()
