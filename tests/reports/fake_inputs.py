@@ -329,6 +329,6 @@ def make(folder: Path, images: int = 24, **changes: Any) -> ReportInputs:
                 "bibtex": f"@misc{{{name},\n  title = {{Test data}}\n}}",
             }
             for name, (title, stage, _, _, _) in METHODS.items()
-        ],  # fmt: skip
+        ],
         date="2026-01-01",
     )

@@ -10,7 +10,7 @@ from palimpsest.reports.tables import Column, Table
 
 GLOSSARY = (
     ("Theme", "What is to be erased: a concept with several keywords."),
-    ("Detailed and concise set", "All keywords of a theme, and the fewest that suppress the others too, found by cross-suppression."),
+    ("Detailed and concise set", "All keywords of a theme; the fewest that suppress the others too (by cross-suppression)."),
     ("Variant", "What a method was fitted on: a theme (or all) with a keyword set or a number of training images."),
     ("Suite, data set", "A table of prompts with seeds, and one of the sources it is made of."),
     ("Base", "The model before anything was erased. Its images and those of a method share prompt, seed and sampler, so they are pairs."),

@@ -110,7 +110,7 @@ def all_drawings(rows: Sequence[Row], inputs: ReportInputs, folder: Path) -> dic
             f"Methods by themes on {suite}. {VARIANT} A dash was not measured.",
         )
         if len(themes) >= 3:
-            caption = f"Themes as axes: the larger the area, the more is erased on {suite}. {VARIANT} Values below 0 are drawn at the centre."
+            caption = f"Themes as axes: more area, more erased on {suite}. {VARIANT} Values below 0 are drawn at the centre."
             add("radar", partial(figures.radar, kept, themes), caption)
         grid, datasets = dataset_grid(rows, params)
         if grid:

@@ -145,7 +145,10 @@ def cost(rows: Sequence[Row], params: Params) -> list[Takeaway]:
             f"{start}; of the {len(level)} methods that cannot be told apart from it, none is cheaper to fit."
         )
     else:
-        text = f"{start}; of the {len(level)} methods that cannot be told apart, {cheap} is the cheapest with {fitting(seconds[cheap])} ({percent(means[cheap].value)})."
+        text = (
+            f"{start}; of the {len(level)} methods that cannot be told apart, {cheap} is the cheapest "
+            f"with {fitting(seconds[cheap])} ({percent(means[cheap].value)})."
+        )
     shown = dict.fromkeys([best, cheap])
     evidence = [from_estimate(f"{label}: mean EP", means[label], len(whole[label])) for label in shown]
     evidence += [

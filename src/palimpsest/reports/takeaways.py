@@ -156,7 +156,8 @@ def compare(key: str, a_name: str, b_name: str, pairs: Sequence[tuple[Row, Row]]
     if gap.covers_zero:
         start = f"Over {count(len(pairs), 'matched pair')}, {a_name} cannot be told apart from {b_name} in mean EP ({points(gap)})"
     else:
-        start = f"Over {count(len(pairs), 'matched pair')}, {a_name} gives {'more' if gap.value > 0 else 'less'} EP than {b_name} ({points(gap)})"
+        word = "more" if gap.value > 0 else "less"
+        start = f"Over {count(len(pairs), 'matched pair')}, {a_name} gives {word} EP than {b_name} ({points(gap)})"
     text = f"{start}; taken one by one, {a_name} is ahead in {len(up)} of them and behind in {len(down)}."
     evidence = [from_estimate(f"{a_name} minus {b_name}, mean", gap, len(pairs))]
     for _, a, b in [*up, *down][:3]:
