@@ -29,6 +29,7 @@ Outcome = Literal["generated", "blocked_prompt", "rewritten", "aborted", "edited
 # The decoder needs about 1 GB per megapixel and image in float32, so it works through a batch in slices of
 # this many pixels.
 DECODED_PIXELS = 2**19
+GENERATED: tuple[Outcome, str] = ("generated", "")
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ def _batch(
     began = time.perf_counter()
     outcomes: dict[int, tuple[Outcome, str]] = {}
     prompts = _guard(pipeline.hooks, [request.prompt for request in requests], outcomes)
-    kept = [i for i in range(len(requests)) if outcomes.get(i, ("", ""))[0] != "blocked_prompt"]
+    kept = [i for i in range(len(requests)) if outcomes.get(i, GENERATED)[0] != "blocked_prompt"]
     images: dict[int, Any] = {}
     if kept:
         texts = [prompts[i] for i in kept]
@@ -106,7 +107,7 @@ def _batch(
     memory = peak_memory_mb(pipeline.device)
     seconds = (time.perf_counter() - began) / len(requests)
     for i, request in enumerate(requests):
-        decision, reason = outcomes.get(i, ("generated", ""))
+        decision, reason = outcomes.get(i, GENERATED)
         yield Generation(
             request.image_id, request.prompt, request.seed, decision, reason, images.get(i), seconds, memory
         )
@@ -120,7 +121,7 @@ def _guard(
     """
     texts = list(prompts)
     for hook in hooks:
-        asked = [i for i in range(len(texts)) if outcomes.get(i, ("", ""))[0] != "blocked_prompt"]
+        asked = [i for i in range(len(texts)) if outcomes.get(i, GENERATED)[0] != "blocked_prompt"]
         for i, decision in zip(asked, hook.guard([texts[i] for i in asked]) if asked else [], strict=True):
             if decision.action == "blocked_prompt":
                 outcomes[i] = ("blocked_prompt", decision.reason)
@@ -177,7 +178,8 @@ def denoise(
     hooks = [hook.begin(conditioning) for hook in pipeline.hooks]
     names = tuple(conditioning.branches)
     states = torch.cat([conditioning.branches[name] for name in names]).to(pipeline.dtype)
-    latents, stopped = conditioning.latents, {}
+    latents = conditioning.latents
+    stopped: dict[int, str] = {}
     for index, timestep in enumerate(scheduler.timesteps):
         step = Step(index, len(scheduler.timesteps), timestep, names)
         predictions = predict(pipeline, hooks, step, scheduler.scale_model_input(latents, timestep), states)

@@ -1,0 +1,199 @@
+"""What every erasure method has to keep, whatever it does. Methods are found, so a new one is held to this
+page at once.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import fields
+from functools import cache
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+import pytest
+import torch
+from pydantic import BaseModel, ValidationError
+
+from palimpsest import store
+from palimpsest.methods import registry
+from palimpsest.methods.contract import (
+    Artifact,
+    Fidelity,
+    ImageSet,
+    Need,
+    Stage,
+    Target,
+    ThemeTarget,
+    TrainingData,
+)
+from palimpsest.params import Sampler
+from palimpsest.sampling.loop import Request, generate
+from tests import tiny
+
+NAMES = registry.names()
+FILES = registry.settings_files("methods")
+RUNS = [(name, preset) for name in NAMES for preset in FILES[name].presets]
+# Fits are cut short and made strong: two updates of a random model have to change pixels.
+SHORT = {"iterations": 2, "steps": 4, "batch_size": 2, "learning_rate": 0.02}
+SAMPLER = Sampler(name="ddim", steps=3, guidance=4.0)
+REQUESTS = [Request("a", "a robot with gears", 5), Request("b", "the house", 6), Request("c", "gears", 7)]
+TARGET = Target(
+    (ThemeTarget("uncased", ("gears", "gear"), "a robot"), ThemeTarget("breakage", ("crack",), "a house")),
+    retain=("a tree",),
+)
+
+
+@cache
+def pipeline():
+    return tiny.build()
+
+
+def data(info):
+    generator, sets = np.random.default_rng(0), []
+    for role in info.needs:
+        for theme in TARGET.themes:
+            images = generator.integers(0, 256, (3, 16, 16, 3), dtype=np.uint8)
+            sets.append(
+                ImageSet(
+                    theme.name, role, images, (theme.safe, f"red {theme.safe}", f"{theme.safe} on a tree")
+                )
+            )
+    return TrainingData(tuple(sets))
+
+
+def short(name, preset, **changes):
+    known = registry.get(name).Settings.model_fields
+    chosen = {key: value for key, value in {**SHORT, **changes}.items() if key in known}
+    return registry.settings(name, preset, chosen, FILES)
+
+
+@cache
+def fitted(name, preset, seed=0):
+    method = registry.get(name)
+    return method.fit(pipeline(), TARGET, data(method.INFO), short(name, preset), seed)
+
+
+def images(used, requests=REQUESTS, sampler=SAMPLER):
+    return [g.image for g in generate(used, requests, sampler, tiny.RESOLUTION)]
+
+
+@cache
+def base_images():
+    return images(pipeline())
+
+
+def erased(name, preset, artifact=None, **changes):
+    artifact = fitted(name, preset) if artifact is None else artifact
+    return registry.get(name).apply(pipeline(), artifact, TARGET, short(name, preset, **changes))
+
+
+def same(a, b, tolerance=0):
+    return all(
+        (x is None and y is None) or int(np.abs(x.astype(int) - y.astype(int)).max()) <= tolerance
+        for x, y in zip(a, b, strict=True)
+    )
+
+
+def has_strength(name):
+    return "strength" in registry.get(name).Settings.model_fields
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_metadata_is_complete(name):
+    info = registry.get(name).INFO
+    assert info.name == name
+    for field in fields(info):
+        if field.type == "str":
+            assert getattr(info, field.name).strip(), f"INFO.{field.name} is empty"
+    assert info.stage in get_args(Stage)
+    assert info.fidelity in get_args(Fidelity)
+    assert set(info.needs) <= set(get_args(Need))
+    assert info.fits or not info.needs
+    assert info.paper.startswith("https://")
+    assert info.code.startswith("https://")
+    assert info.bibtex.startswith("@")
+    assert info.bibtex.count("{") == info.bibtex.count("}")
+    assert set(info.architectures) <= {"sd1", "sd2", "sdxl"}
+    assert info.architectures
+
+
+def test_importing_methods_does_not_load_torch():
+    code = (
+        "import sys; from palimpsest.methods import registry; [registry.get(n) for n in registry.names()];"
+        "registry.settings_files('methods');"
+        "heavy = {'torch', 'diffusers', 'transformers'} & set(sys.modules);"
+        "assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_setting_is_explained_and_unknown_ones_are_refused(name):
+    settings = registry.get(name).Settings
+    assert issubclass(settings, BaseModel)
+    assert not [key for key, field in settings.model_fields.items() if not field.description]
+    with pytest.raises(ValidationError, match="no_such_setting"):
+        settings.model_validate({"no_such_setting": 1})
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_settings_file_runs_and_the_documentation_has_a_page(name):
+    assert FILES[name].method == name
+    assert FILES[name].run
+    assert Path(f"docs/methods/{name}.md").is_file()
+    for preset in FILES[name].presets:
+        assert registry.settings(name, preset, {}, FILES) is not None
+
+
+@pytest.mark.parametrize(("name", "preset"), RUNS)
+def test_fitting_follows_the_seed_and_leaves_the_base_alone(name, preset):
+    before = {k: v.clone() for k, v in pipeline().unet.state_dict().items()}
+    first = fitted(name, preset)
+    method = registry.get(name)
+    again = method.fit(pipeline(), TARGET, data(method.INFO), short(name, preset), 0)
+    assert list(first.tensors) == list(again.tensors)
+    assert all(torch.equal(first.tensors[key], again.tensors[key]) for key in first.tensors)
+    assert first.meta == again.meta
+    assert bool(first.tensors) == method.INFO.fits
+    assert first.meta["unet_evaluations"] >= 0
+    assert "losses" in first.meta
+    assert all(torch.equal(value, before[key]) for key, value in pipeline().unet.state_dict().items())
+
+
+@pytest.mark.parametrize(("name", "preset"), RUNS)
+def test_applying_changes_images_but_not_those_of_the_base(name, preset):
+    before = base_images()
+    changes = {"warmup": 0} if "warmup" in registry.get(name).Settings.model_fields else {}
+    used = erased(name, preset, **changes)
+    first = images(used)
+    assert same(images(used), first)
+    assert same(images(pipeline()), before)
+    assert same(first, before) == (registry.get(name).INFO.stage == "none")
+
+
+@pytest.mark.parametrize(("name", "preset"), [run for run in RUNS if has_strength(run[0])])
+def test_strength_0_is_the_base_bit_for_bit(name, preset):
+    assert same(images(erased(name, preset, strength=0.0)), base_images())
+
+
+@pytest.mark.parametrize(("name", "preset"), RUNS)
+def test_an_artifact_survives_the_store(name, preset, tmp_path):
+    artifact = fitted(name, preset)
+    path = tmp_path / "artifact.safetensors"
+    store.write_tensors(artifact.tensors, path, {"fit": dict(artifact.meta)})
+    tensors, meta = store.read_tensors(path)
+    loaded = Artifact(tensors, meta["fit"])
+    assert same(images(erased(name, preset, loaded)), images(erased(name, preset)))
+    store.write_tensors(loaded.tensors, tmp_path / "again.safetensors", {"fit": loaded.meta})
+    assert (tmp_path / "again.safetensors").read_bytes() == path.read_bytes()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_image_does_not_depend_on_its_batch_order_or_shard(name):
+    used = erased(name, FILES[name].run[0], warmup=0)
+    whole = images(used)
+    assert same(images(used, REQUESTS[::-1])[::-1], whole, 1)
+    assert same(images(used, sampler=SAMPLER.model_copy(update={"batch": 2})), whole, 1)
+    assert same(images(used, REQUESTS[:1]) + images(used, REQUESTS[1:]), whole, 1)
