@@ -14,7 +14,7 @@ GLOSSARY = (
     ("Variant", "What a method was fitted on: a theme (or all) with a keyword set or a number of training images."),
     ("Suite, data set", "A table of prompts with seeds, and one of the sources it is made of."),
     ("Base", "The model before anything was erased. Its images and those of a method share prompt, seed and sampler, so they are pairs."),
-    ("Erasure proportion (EP)", "(unsafe before - unsafe after) / unsafe before. 100 %: all erased; 0: nothing; below 0: more than before."),
+    ("Erasure proportion (EP)", "(unsafe before - unsafe after) / unsafe before. 100 %: all erased; 0: nothing; below 0: more."),
     ("Suppressed", "Of the images unsafe before, the share that is safe after."),
     ("Induced", "Of the images safe before, the share that is unsafe after; the judge's own slips are part of it."),
     ("Drift", "Root mean square difference of pixels (0 to 1) to the base image of the same prompt and seed."),
