@@ -13,7 +13,7 @@ import time
 
 import numpy as np
 
-from palimpsest import params
+from palimpsest import specs
 from palimpsest.detectors import vqa
 
 LARGEST_DIFFERENCE = 1e-3
@@ -38,7 +38,7 @@ def main() -> None:
     parser.add_argument("--questions", type=int, default=17)
     parser.add_argument("--device", default="cpu")
     given = parser.parse_args()
-    judge = vqa.load(params.Detector(kind="vqa", path=given.folder), given.device)
+    judge = vqa.load(specs.Detector(kind="vqa", path=given.folder), given.device)
     side = judge.model.settings.image_size
     shape = (given.images, side, side, 3)
     images = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)

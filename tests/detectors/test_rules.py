@@ -5,15 +5,15 @@ from __future__ import annotations
 import polars as pl
 import pytest
 
-from palimpsest import params
-from palimpsest.detectors import rules
+from palimpsest import specs
+from palimpsest.detectors import questions, rules
 
 THEMES = {"nature": ["rain", "snow"], "night": ["stars"]}
-JOINED = params.Rule(kind="joined", threshold=0.5)
+JOINED = specs.Rule(kind="joined", threshold=0.5)
 RULES = {
     "joined": JOINED,
-    "worded": params.Rule(kind="joined", threshold=0.5, texts={"nature": "weather"}),
-    "words": params.Rule(kind="any_keyword", threshold=0.7),
+    "worded": specs.Rule(kind="joined", threshold=0.5, texts={"nature": "weather"}),
+    "words": specs.Rule(kind="any_keyword", threshold=0.7),
 }
 
 
@@ -53,7 +53,7 @@ def unsafe(frame: pl.DataFrame, rule: str, theme: str) -> list[bool | None]:
 
 
 def test_questions_have_one_label_per_theme_keyword_and_other_text() -> None:
-    assert rules.questions(THEMES, RULES) == {
+    assert questions.questions(THEMES, RULES) == {
         "theme/nature": "rain, snow",
         "theme/night": "stars",
         "keyword/rain": "rain",
@@ -92,7 +92,7 @@ def test_repeated_or_partly_missing_scores_are_refused() -> None:
 
 
 def test_texts_with_keyword_questions_are_refused() -> None:
-    odd = {"odd": params.Rule(kind="any_keyword", texts={"nature": "weather"})}
+    odd = {"odd": specs.Rule(kind="any_keyword", texts={"nature": "weather"})}
     with pytest.raises(ValueError, match=r"rules.odd: texts .*use kind joined"):
         rules.verdicts(SCORES, THEMES, odd)
 
@@ -100,5 +100,5 @@ def test_texts_with_keyword_questions_are_refused() -> None:
 def test_a_threshold_is_applied_to_the_stored_float() -> None:
     edge = scores({"theme/nature": [0.3, 0.31], "theme/night": [0.0, 0.0]})
     stored = edge["score"][0]  # 0.3 in float32 is a little above 0.3
-    found = rules.verdicts(edge, THEMES, {"joined": params.Rule(kind="joined", threshold=stored)})
+    found = rules.verdicts(edge, THEMES, {"joined": specs.Rule(kind="joined", threshold=stored)})
     assert unsafe(found, "joined", "nature") == [False, True]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from palimpsest import params
+from palimpsest import specs
 from palimpsest.detectors import released, vqa
 
 SYSTEM = (
@@ -25,7 +25,7 @@ QUESTIONS = {
 
 @pytest.fixture(scope="module")
 def judge(released_folder: Path) -> vqa.VqaJudge:
-    return vqa.load(params.Detector(kind="vqa", path=str(released_folder), batch=2))
+    return vqa.load(specs.Detector(kind="vqa", path=str(released_folder), batch=2))
 
 
 def probabilities(judge: vqa.VqaJudge, image: np.ndarray, text: str) -> tuple[float, float]:
@@ -104,7 +104,7 @@ def test_no_images_give_no_scores_and_no_questions_are_an_error(
 
 def test_a_saved_judge_scores_the_same(judge: vqa.VqaJudge, images: np.ndarray, tmp_path: Path) -> None:
     judge.model.save(tmp_path / "judge")
-    again = vqa.load(params.Detector(kind="vqa", path=str(tmp_path / "judge")))
+    again = vqa.load(specs.Detector(kind="vqa", path=str(tmp_path / "judge")))
     for label, values in judge.score(images, QUESTIONS).items():
         np.testing.assert_allclose(again.score(images, QUESTIONS)[label], values, rtol=1e-4)
 

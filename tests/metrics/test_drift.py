@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
-import polars as pl
 import pytest
 import torch
 from skimage.metrics import structural_similarity
 from torchmetrics.functional.image import structural_similarity_index_measure
 
-from palimpsest import store
 from palimpsest.metrics import drift
 
 
@@ -58,30 +56,3 @@ def test_floats_and_unequal_shapes_are_refused(pair: tuple[np.ndarray, np.ndarra
         drift.ssim(pair[0], pair[1][:, :40])
     with pytest.raises(ValueError, match=r"8x8 pixels are smaller"):
         drift.ssim(pair[0][:, :8, :8], pair[1][:, :8, :8])
-
-
-def table(images: list[np.ndarray | None]) -> pl.DataFrame:
-    cells = [None if image is None else {"bytes": store.encode_png(image), "path": None} for image in images]
-    kind = pl.Struct({"bytes": pl.Binary, "path": pl.String})
-    ids = [f"i2p/{i:05d}/00" for i in range(len(images))]
-    return pl.DataFrame(
-        {"image_id": ids, "source": ["i2p"] * len(images), "image": pl.Series(cells, dtype=kind)}
-    )
-
-
-def test_drift_rows_pair_by_id_and_keep_images_that_were_not_made(
-    pair: tuple[np.ndarray, np.ndarray],
-) -> None:
-    base, erased = table(list(pair[0])), table([*pair[1][:4], None])
-    rows = drift.drift_rows(base, erased.reverse())
-    assert rows["image_id"].to_list() == base["image_id"].to_list()
-    np.testing.assert_allclose(rows["rmse"][:4].to_numpy(), drift.rmse(pair[0][:4], pair[1][:4]))
-    assert rows["rmse"][4] is None
-    assert rows["ssim"][4] is None
-    with pytest.raises(ValueError, match=r"1 only in the base .first: i2p/00004/00"):
-        drift.drift_rows(base, erased[:4])
-
-
-def test_drift_rows_when_no_image_was_made(pair: tuple[np.ndarray, np.ndarray]) -> None:
-    rows = drift.drift_rows(table(list(pair[0])), table([None] * 5))
-    assert rows["rmse"].null_count() == 5

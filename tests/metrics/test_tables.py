@@ -8,12 +8,12 @@ from typing import Any
 import polars as pl
 import pytest
 
-from palimpsest import params
+from palimpsest import specs
 from palimpsest.metrics import paired, tables
 
 THEMES = {"uncased": ["uncased", "gears"], "glitch": ["glitch", "static"]}
-RULES = {"joined": params.Rule(kind="joined")}
-STATISTICS = params.Statistics(resamples=200, least_base_unsafe=4)
+RULES = {"joined": specs.Rule(kind="joined")}
+STATISTICS = specs.Statistics(resamples=200, least_base_unsafe=4)
 IDENTITY = {
     "method": "uce",
     "preset": "compvis2023",

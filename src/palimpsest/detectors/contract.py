@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
-from palimpsest import params
+from palimpsest import specs
 
 if TYPE_CHECKING:
     import numpy as np
@@ -55,7 +55,7 @@ class Detector(Protocol):
 
     INFO: Info
 
-    def load(self, spec: params.Detector, device: str) -> Judge:
+    def load(self, spec: specs.Detector, device: str) -> Judge:
         """Load the weights of `spec` onto `device`. Raises MissingWeights when they are not there."""
         ...
 

@@ -6,28 +6,13 @@ from collections.abc import Mapping, Sequence
 
 import polars as pl
 
-from palimpsest import params
+from palimpsest import specs
 
 ANY = "any"
 KEYS = ("image_id", "source", "prompt_id", "repetition", "decision")
 
 
-def questions(themes: Mapping[str, Sequence[str]], rules: Mapping[str, params.Rule]) -> dict[str, str]:
-    """Every label a suite is scored for, with its text.
-
-    theme/<theme>: the theme's detailed keywords joined by comma and space; keyword/<keyword>: each keyword
-    alone; text/<theme>/<rule>: the other text that a rule asks for a theme. themes: name -> detailed
-    keywords.
-    """
-    asked = {f"theme/{theme}": ", ".join(words) for theme, words in themes.items()}
-    asked |= {f"keyword/{word}": word for words in themes.values() for word in words}
-    asked |= {
-        f"text/{theme}/{name}": text for name, rule in rules.items() for theme, text in rule.texts.items()
-    }
-    return asked
-
-
-def labels(theme: str, words: Sequence[str], name: str, rule: params.Rule) -> list[str]:
+def labels(theme: str, words: Sequence[str], name: str, rule: specs.Rule) -> list[str]:
     """The labels whose largest score decides a theme under a rule. Raises ValueError for `texts` in a rule
     that asks keyword by keyword.
     """
@@ -42,7 +27,7 @@ def labels(theme: str, words: Sequence[str], name: str, rule: params.Rule) -> li
 
 
 def verdicts(
-    scores: pl.DataFrame, themes: Mapping[str, Sequence[str]], rules: Mapping[str, params.Rule]
+    scores: pl.DataFrame, themes: Mapping[str, Sequence[str]], rules: Mapping[str, specs.Rule]
 ) -> pl.DataFrame:
     """Long scores (one row per image and label) to one row per image, rule and theme, plus theme "any".
 

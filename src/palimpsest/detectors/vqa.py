@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from palimpsest import params
+from palimpsest import specs
 from palimpsest.detectors.contract import Info, check_images
-from palimpsest.detectors.rules import questions
+from palimpsest.detectors.questions import questions
 
 if TYPE_CHECKING:
     import numpy as np
@@ -45,7 +45,7 @@ INFO = Info(
 class VqaJudge:
     """A ClipFlanT5 with the batch size of its settings."""
 
-    def __init__(self, model: ClipFlanT5, spec: params.Detector) -> None:
+    def __init__(self, model: ClipFlanT5, spec: specs.Detector) -> None:
         self.model = model
         self.spec = spec
 
@@ -83,7 +83,7 @@ class VqaJudge:
         }
 
 
-def load(spec: params.Detector, device: str = "cpu") -> VqaJudge:
+def load(spec: specs.Detector, device: str = "cpu") -> VqaJudge:
     """Load the judge's weights: a folder that `ClipFlanT5.save` wrote, or a released CLIP-FlanT5
     checkpoint (folder or hub id).
 

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
-import polars as pl
 
-from palimpsest import store
 from palimpsest.metrics.contract import Metric
-from palimpsest.metrics.coverage import check_coverage
 
 METRICS = (
     Metric(
@@ -33,7 +30,6 @@ METRICS = (
     ),
 )
 WINDOW, SIGMA, K1, K2 = 11, 1.5, 0.01, 0.03
-CHUNK = 64
 
 
 def rmse(base: np.ndarray, erased: np.ndarray) -> np.ndarray:
@@ -66,39 +62,6 @@ def ssim(base: np.ndarray, erased: np.ndarray) -> np.ndarray:
     similarity = (2 * mean_x * mean_y + c1) * (2 * covariance + c2)
     similarity /= (mean_x**2 + mean_y**2 + c1) * (var_x + var_y + c2)
     return similarity.mean(axis=(1, 2, 3), dtype=np.float64)
-
-
-def drift_rows(base: pl.DataFrame, erased: pl.DataFrame) -> pl.DataFrame:
-    """Both distances per image of two generation tables: image_id, source, rmse, ssim; null where one of
-    the two images was not made.
-
-    Raises ValueError when the tables do not hold the same image ids: distances over unequal coverage
-    cannot be compared.
-    """
-    check_coverage(base["image_id"], erased["image_id"])
-    pairs = base.select("image_id", "source", base=_png(base)).join(
-        erased.select("image_id", erased=_png(erased)), on="image_id"
-    )
-    pairs = pairs.sort("image_id")
-    rows = []
-    for chunk in pairs.drop_nulls().iter_slices(CHUNK):
-        one = np.stack([store.decode_png(data) for data in chunk["base"]])
-        other = np.stack([store.decode_png(data) for data in chunk["erased"]])
-        rows.append(
-            pl.DataFrame({"image_id": chunk["image_id"], "rmse": rmse(one, other), "ssim": ssim(one, other)})
-        )
-    empty = pl.DataFrame(schema={"image_id": pl.String, "rmse": pl.Float64, "ssim": pl.Float64})
-    return pairs.select("image_id", "source").join(
-        pl.concat([empty, *rows]), on="image_id", how="left", maintain_order="left"
-    )
-
-
-def _png(frame: pl.DataFrame) -> pl.Expr:
-    return (
-        pl.col("image").struct.field("bytes")
-        if isinstance(frame.schema["image"], pl.Struct)
-        else pl.lit(None, pl.Binary)
-    )
 
 
 def _check(base: np.ndarray, erased: np.ndarray) -> None:

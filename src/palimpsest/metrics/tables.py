@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import polars as pl
 
-from palimpsest import params
+from palimpsest import specs
 from palimpsest.detectors import rules as judging
 from palimpsest.metrics import ep, intervals, paired
 from palimpsest.metrics.coverage import check_coverage
@@ -75,9 +75,9 @@ def cell_rows(
     base_scores: pl.DataFrame,
     method_scores: pl.DataFrame,
     identity: Mapping[str, Any],
-    rules: Mapping[str, params.Rule],
+    rules: Mapping[str, specs.Rule],
     themes: Mapping[str, Sequence[str]],
-    statistics: params.Statistics,
+    statistics: specs.Statistics,
     seed: int,
     *,
     kind: Literal["unsafe", "benign"] = "unsafe",
@@ -89,7 +89,7 @@ def cell_rows(
     base_scores, method_scores: long scores of the base (same suite, same sampler) and of the method over
     the same images. identity: the columns of IDENTITY. themes: name -> detailed keywords. kind: "benign"
     suites have no EP; their n_unsafe are false alarms. costs: the columns of COSTS. drift: image_id,
-    source and rmse (`drift.drift_rows`); the mean over answered images is reported. Raises ValueError when
+    source and rmse (step `compare`); the mean over answered images is reported. Raises ValueError when
     base and method do not cover the same images.
     """
     _check_names("identity", identity, IDENTITY)
@@ -162,7 +162,7 @@ def _datasets(judged: pl.DataFrame) -> list[tuple[str, pl.DataFrame]]:
 
 
 def _numbers(
-    part: pl.DataFrame, is_base: bool, kind: str, statistics: params.Statistics, seed: int
+    part: pl.DataFrame, is_base: bool, kind: str, statistics: specs.Statistics, seed: int
 ) -> dict[str, Any]:
     """The measured columns of one row, from paired verdicts (null where no image was made)."""
     base = part["base"].fill_null(False).to_numpy()
