@@ -94,7 +94,7 @@ def test_images_equal_a_loop_of_one_image(pipeline):
     for row, request in enumerate(REQUESTS):
         texts = torch.cat([encode(pipeline, [""]), encode(pipeline, [request.prompt]), concept])
         scheduler = schedulers.build("pndm", pipeline.scheduler.config, 5)
-        latents, nu = initial_noise(request.seed, (1, 4, 8, 8)), np.zeros(256)
+        latents, nu = initial_noise(request.seed, (1, 4, 8, 8)), [0.0] * 256
         for index, timestep in enumerate(scheduler.timesteps):
             with torch.no_grad():
                 noise = pipeline.unet(latents.repeat(3, 1, 1, 1), timestep, texts).sample.flatten(1).tolist()

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from palimpsest.sampling.pipeline import Pipeline
 
 if TYPE_CHECKING:
-    from palimpsest.params import Model
+    from palimpsest.specs import Model
 
 PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
 WEIGHTS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
@@ -61,7 +61,11 @@ def cast(pipeline: Pipeline, dtype: str) -> Pipeline:
 
     wanted = getattr(torch, dtype)
     changed = {name: getattr(pipeline, name) for name in ("unet", "vae")}
-    changed = {name: copy.deepcopy(part).to(wanted) for name, part in changed.items() if part.dtype != wanted}
+    # Module.to, because diffusers' own `to` warns about every cast, also where it keeps nothing in float32.
+    to = torch.nn.Module.to
+    changed = {
+        n: to(copy.deepcopy(part), dtype=wanted) for n, part in changed.items() if part.dtype != wanted
+    }
     return replace(pipeline, **changed) if changed else pipeline
 
 
