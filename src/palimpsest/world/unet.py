@@ -128,6 +128,7 @@ def cached_pool(
         "empty": encode_texts(encoder, bpe_ids(tokenizer, [""]))[0],
     }
     out.mkdir(parents=True, exist_ok=True)
+    pool = {name: tensor.contiguous() for name, tensor in pool.items()}
     save_file(pool, path)
     return pool
 
