@@ -15,7 +15,7 @@ READY := $(VENV)/.installed
 EXPERIMENT ?= micro
 OVERLAY := $(if $(filter micro,$(EXPERIMENT)),,--configfile experiments/$(EXPERIMENT).yaml)
 ARGS ?=
-# Test processes; "auto" is one for each core.
+# Test processes, one thread each; "auto" is one for each core.
 WORKERS ?= auto
 
 # Nothing is fetched from a model hub behind your back, and nothing is reported to anybody.
@@ -47,7 +47,7 @@ report: $(READY) ## the whole benchmark on the micro world, then its page (EXPER
 	@echo; echo "The report is ready: open reports/$(EXPERIMENT)/index.html in a browser."
 
 test: $(READY) ## all tests but the slow ones
-	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
+	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
 test-slow: $(READY) ## the slow tests alone
 	@$(BIN)/python -m pytest -m slow $(ARGS)
