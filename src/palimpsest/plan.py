@@ -18,6 +18,7 @@ from typing import Any
 
 from palimpsest import closure
 from palimpsest.fingerprint import fingerprint
+from palimpsest.keywords.collected import TABLE7
 from palimpsest.methods import registry
 from palimpsest.params import Model, Params, Sampler
 
@@ -106,7 +107,7 @@ class Variant:
 
     @property
     def name(self) -> str:
-        return f"{self.theme}.{self.total_images or self.keyword_set}"
+        return UNERASED if self.theme == UNERASED else f"{self.theme}.{self.total_images or self.keyword_set}"
 
 
 @dataclass(frozen=True)
@@ -243,7 +244,7 @@ class Plan:
         suite = self.params.suites[name]
         files = [s.path for s in suite.sources.values()] + [s.toxicity for s in suite.sources.values() if s.toxicity]
         raw = {path: self._print(path) for path in files}
-        args = {"suite": suite.model_dump(), "seed": self.params.seed, "sexual_themes": sorted(self.params.themes)}
+        args = {"suite": suite.model_dump(), "seed": self.params.seed}
         return self._cell("prompts", {"suite": name}, args, raw=raw)
 
     def _keywords(self) -> Cell:
@@ -251,7 +252,8 @@ class Plan:
         themes = {name: theme.model_dump() for name, theme in params.themes.items()}
         matrices = [self._suppression(name) for name in params.themes] if params.keywords.concise == "derived" else []
         args = {"themes": themes, "keywords": params.keywords.model_dump()}
-        return self._cell("keywords", {"name": "sets"}, args, matrices)
+        raw = {str(TABLE7): self._print(str(TABLE7))}
+        return self._cell("keywords", {"name": "sets"}, args, matrices, raw=raw)
 
     def _suppression(self, theme: str) -> Cell:
         params = self.params

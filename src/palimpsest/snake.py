@@ -76,7 +76,7 @@ def log(step: str) -> str:
 
 def preflight(made: Plan) -> None:
     """Stop before any work when files or weights of a cell that will run are missing, saying where each belongs."""
-    from palimpsest.prompts.ingest import check_files
+    from palimpsest.prompts.inventory import check_files
     from palimpsest.weights import check_weights
 
     needed = {c.step for c in made.needed()}

@@ -8,7 +8,6 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from palimpsest import params
 from palimpsest.keywords.collected import BadKeywords, collected_for, read_collected
 
 REFERENCE = Path(__file__).parents[2] / "data/reference"
@@ -34,7 +33,7 @@ def test_table_7() -> None:
 
 
 def test_themes_without_a_table_bring_their_own_keywords() -> None:
-    themes = {name: params.Theme(detailed=[name, "gears"], safe="x") for name in ("nudity", "uncased")}
+    themes = {name: [name, "gears"] for name in ("nudity", "uncased")}
     found = collected_for(themes, read_collected(REFERENCE / "keywords_table7.csv"))
     assert len(found["nudity"]) == 13
     assert found["nudity"][0]["source"] == "SLD"

@@ -111,3 +111,19 @@ def test_complete_erasure_still_has_a_lower_limit_below_one() -> None:
     )
     assert high == 1.0
     assert low == pytest.approx(1 - proportion_confint(0, 10, method="wilson")[1])
+
+
+def test_the_interval_of_a_clustered_mean_matches_statsmodels() -> None:
+    import statsmodels.api as sm
+
+    rng = np.random.default_rng(3)
+    clusters = np.repeat(np.arange(30), 4)
+    values = rng.normal(size=30)[clusters] + rng.normal(size=120)
+    fitted = sm.OLS(values, np.ones((120, 1))).fit(
+        cov_type="cluster", cov_kwds={"groups": clusters}, use_t=False
+    )
+    assert intervals.mean_interval(values, clusters) == pytest.approx(fitted.conf_int(0.05)[0], rel=1e-9)
+
+
+def test_a_mean_of_one_cluster_has_no_interval() -> None:
+    assert all(np.isnan(intervals.mean_interval(np.ones(5), np.zeros(5))))

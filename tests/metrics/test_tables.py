@@ -48,7 +48,7 @@ METHOD = scores([0.9, 0.1, 0.6, 0.2, 0.1, None, 0.1, 0.1])
 
 
 def rows(method: pl.DataFrame = METHOD, base: pl.DataFrame = BASE, **changes: Any) -> pl.DataFrame:
-    options = {key: changes.pop(key) for key in ("kind", "costs", "drift") if key in changes}
+    options = {key: changes.pop(key) for key in ("kind", "drift") if key in changes}
     return tables.cell_rows(
         "micro", base, method, IDENTITY | changes, RULES, THEMES, STATISTICS, 0, **options
     )
@@ -127,16 +127,15 @@ def test_unequal_coverage_is_refused() -> None:
         rows(method=less)
 
 
-def test_costs_and_drift_reach_their_columns() -> None:
+def test_drift_reaches_its_columns_with_an_interval_over_prompts() -> None:
     drift = BASE.filter(pl.col("label") == "theme/uncased").select("image_id", "source")
     drift = drift.with_columns(rmse=pl.Series([0.1, 0.1, 0.1, 0.1, 0.3, None, 0.3, 0.3]))
-    frame = rows(costs={"fit_seconds": 2.5, "seconds_per_image": 0.1}, drift=drift)
+    frame = rows(drift=drift)
     assert row(frame, "template")["drift"] == pytest.approx(0.3)
     assert row(frame, "overall")["drift"] == pytest.approx(1.3 / 7)
-    assert set(frame["fit_seconds"]) == {2.5}
-    assert set(frame["fit_peak_mb"]) == {None}
-    with pytest.raises(ValueError, match=r"costs: unknown .'fit_hours'."):
-        rows(costs={"fit_hours": 1.0})
+    whole = row(frame, "overall")
+    assert whole["drift_low"] < whole["drift"] < whole["drift_high"]
+    assert row(frame, "i2p")["drift_low"] == pytest.approx(0.1)
 
 
 def test_finish_corrects_over_all_tests_and_fixes_the_order() -> None:

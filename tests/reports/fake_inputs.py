@@ -209,7 +209,7 @@ def draw(rng: np.random.Generator, size: int = 64) -> np.ndarray:
 
 
 def write_images(identity: dict[str, Any], folder: Path, n: int) -> tuple[Path, Path]:
-    """Generations and scores of one method on one suite; some prompts are hostile, some prompts of the filter are blocked."""
+    """Comparisons and scores of one method on one suite; some prompts are hostile, some prompts of the filter are blocked."""
     import pyarrow as pa
 
     name = "_".join(str(value) for value in identity.values())
@@ -223,10 +223,11 @@ def write_images(identity: dict[str, Any], folder: Path, n: int) -> tuple[Path, 
             else f"a photo of a {['red', 'blue', 'green'][i % 3]} robot with gears number {i}"
         )
         image = None if blocked else {"bytes": store.encode_png(draw(rng)), "path": f"{i}.png"}
+        before = {"bytes": store.encode_png(draw(np.random.default_rng(i))), "path": f"{i}.png"}
         rows.append({
-            "image_id": f"{source}/{i:05d}/00", "prompt_id": i, "repetition": 0, "source": source, "prompt": prompt, "seed": i,
+            "image_id": f"{source}/{i:05d}/00", "source": source, "prompt": prompt, "seed": i,
             "decision": "blocked_prompt" if blocked else "generated", "reason": "word list: <gears>" if blocked else None,
-            "image": image, "seconds": 0.1,
+            "pair_theme": list(THEMES)[i % len(THEMES)], "before": before, "after": image,
         })  # fmt: skip
         chance = 0.9 if identity["method"] == "sd" and i % 4 else 0.2
         for theme in THEMES:
@@ -238,22 +239,22 @@ def write_images(identity: dict[str, Any], folder: Path, n: int) -> tuple[Path, 
                 }
             )
     schema = pa.schema([
-        ("image_id", pa.string()), ("prompt_id", pa.int64()), ("repetition", pa.int64()), ("source", pa.string()),
-        ("prompt", pa.string()), ("seed", pa.int64()), ("decision", pa.string()), ("reason", pa.string()),
-        ("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())])), ("seconds", pa.float64()),
+        ("image_id", pa.string()), ("source", pa.string()), ("prompt", pa.string()), ("seed", pa.int64()),
+        ("decision", pa.string()), ("reason", pa.string()), ("pair_theme", pa.string()),
+        *((side, pa.struct([("bytes", pa.binary()), ("path", pa.string())])) for side in ("before", "after")),
     ])  # fmt: skip
-    generations, judged = folder / f"{name}.parquet", folder / f"{name}.scores.parquet"
+    comparisons, judged = folder / f"{name}.parquet", folder / f"{name}.scores.parquet"
     store.write_parquet(
-        pa.Table.from_pylist(rows, schema=schema), generations, meta=identity, image_columns=["image"]
+        pa.Table.from_pylist(rows, schema=schema), comparisons, meta=identity, image_columns=["before", "after"]
     )
     store.write_parquet(pl.DataFrame(scores, schema_overrides={"score": pl.Float32}), judged, meta=identity)
-    return generations, judged
+    return comparisons, judged
 
 
 def make(folder: Path, images: int = 24, **changes: Any) -> ReportInputs:
     """Complete inputs with image and score files in `folder`; the variants of a method share theirs, which saves the tests time."""
     folder.mkdir(parents=True, exist_ok=True)
-    generations, scores, fits = [], [], []
+    comparisons, scores, fits = [], [], []
     files = {
         (m, suite): write_images({"method": m, "suite": suite}, folder, images)
         for m in METHODS
@@ -282,7 +283,7 @@ def make(folder: Path, images: int = 24, **changes: Any) -> ReportInputs:
                 for suite in ("nsfw", "coco"):
                     identity = {**own, "suite": suite}
                     made, judged = files[method, suite]
-                    generations.append((identity, made))
+                    comparisons.append((identity, made))
                     scores.append(({**identity, "detector": "vqa"}, judged))
     matrix = [[90.0, 60.0, 55.0], [20.0, 95.0, 10.0], [15.0, 12.0, None]]
     keywords = {
@@ -304,7 +305,7 @@ def make(folder: Path, images: int = 24, **changes: Any) -> ReportInputs:
         cells=make_cells(),
         commit="0123456789abcdef",
         fits=fits,
-        generations=generations,
+        comparisons=comparisons,
         scores=scores,
         gates={
             "direct": dict.fromkeys(THEMES, gate),

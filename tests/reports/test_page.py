@@ -94,7 +94,7 @@ def test_real_suites_are_blurred_even_when_the_settings_say_otherwise(
         inputs, params=fake_inputs.settings(model={"path": "vendor/sd"}, report={"blur": False})
     )
     rows = select.rows_of(other)
-    grids = pairs.grids(rows, other.params, pairs.files(other.generations), pairs.files(other.scores, "vqa"))
+    grids = pairs.grids(rows, other.params, pairs.files(other.comparisons), pairs.files(other.scores, "vqa"))
     shown = page.render(other, rows, page.Content([], {}, grids, []))
     images = shown.count('src="data:image/')
     assert images > 0
@@ -104,7 +104,7 @@ def test_real_suites_are_blurred_even_when_the_settings_say_otherwise(
 def test_pairs_are_of_the_same_prompts_and_blocked_images_give_their_reason(inputs: ReportInputs) -> None:
     rows = select.rows_of(inputs)
     grids = pairs.grids(
-        rows, inputs.params, pairs.files(inputs.generations), pairs.files(inputs.scores, "vqa")
+        rows, inputs.params, pairs.files(inputs.comparisons), pairs.files(inputs.scores, "vqa")
     )
     assert {(grid.theme, grid.suite) for grid in grids} == {
         (t, s) for t in fake_inputs.THEMES for s in ("nsfw", "coco")

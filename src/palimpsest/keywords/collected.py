@@ -9,11 +9,10 @@ their source.
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from palimpsest import params
 
 COLUMNS = ("theme", "source", "reference", "keyword", "detailed")
 TABLE7 = Path("data/reference/keywords_table7.csv")
@@ -62,11 +61,11 @@ def read_collected(path: str | Path) -> list[Collected]:
 
 
 def collected_for(
-    themes: Mapping[str, params.Theme], table: list[Collected]
+    themes: Mapping[str, Sequence[str]], table: list[Collected]
 ) -> dict[str, list[dict[str, str]]]:
     """Collected keywords per theme of an experiment, as plain dicts (keys of `Collected`)."""
     return {
         name: [asdict(item) for item in table if item.theme == name]
-        or [asdict(Collected(name, "settings", "params.yaml", word, word)) for word in theme.detailed]
-        for name, theme in themes.items()
+        or [asdict(Collected(name, "settings", "params.yaml", word, word)) for word in words]
+        for name, words in themes.items()
     }

@@ -66,6 +66,25 @@ def ep_interval(
     return float(low), float(high)
 
 
+def mean_interval(values: np.ndarray, clusters: np.ndarray, confidence: float = 0.95) -> Interval:
+    """Interval of a mean whose observations come in clusters: float [n] values, [n] cluster labels.
+
+    Normal limits with the cluster-robust standard error sqrt(C / (C - 1) sum_c r_c^2) / n, r_c the sum of a cluster's
+    deviations from the mean. (NaN, NaN) for fewer than two clusters. Source: Liang and Zeger 1986,
+    doi:10.1093/biomet/73.1.13, for an intercept alone.
+    """
+    values = np.asarray(values, np.float64)
+    _, member = np.unique(clusters, return_inverse=True)
+    count = int(member.max()) + 1 if len(values) else 0
+    if count < 2:
+        return NONE
+    mean = float(values.mean())
+    sums = np.bincount(member, weights=values - mean)
+    error = math.sqrt(count / (count - 1) * float((sums**2).sum())) / len(values)
+    half = NormalDist().inv_cdf(0.5 + confidence / 2) * error
+    return mean - half, mean + half
+
+
 def _cluster_sums(
     base: np.ndarray, method: np.ndarray, prompts: np.ndarray, sources: np.ndarray
 ) -> list[np.ndarray]:

@@ -18,7 +18,6 @@ from palimpsest.metrics.coverage import check_coverage
 OVERALL = "overall"
 BASE = "sd"
 IDENTITY = ("method", "preset", "theme", "keyword_set", "training_images", "suite", "detector")
-COSTS = ("seconds_per_image", "fit_seconds", "fit_peak_mb")
 SCHEMA = pl.Schema(
     {
         "experiment": pl.String,
@@ -48,9 +47,8 @@ SCHEMA = pl.Schema(
         "induction_low": pl.Float64,
         "induction_high": pl.Float64,
         "drift": pl.Float64,
-        "seconds_per_image": pl.Float64,
-        "fit_seconds": pl.Float64,
-        "fit_peak_mb": pl.Float64,
+        "drift_low": pl.Float64,
+        "drift_high": pl.Float64,
         "status": pl.String,
         "reason": pl.String,
     }
@@ -81,24 +79,22 @@ def cell_rows(
     seed: int,
     *,
     kind: Literal["unsafe", "benign"] = "unsafe",
-    costs: Mapping[str, float | None] | None = None,
     drift: pl.DataFrame | None = None,
 ) -> pl.DataFrame:
     """All rows of one cell: rules x judged themes x (each source and "overall", pooled over images).
 
     base_scores, method_scores: long scores of the base (same suite, same sampler) and of the method over
     the same images. identity: the columns of IDENTITY. themes: name -> detailed keywords. kind: "benign"
-    suites have no EP; their n_unsafe are false alarms. costs: the columns of COSTS. drift: image_id,
+    suites have no EP; their n_unsafe are false alarms. drift: image_id,
     source and rmse (step `compare`); the mean over answered images is reported. Raises ValueError when
     base and method do not cover the same images.
     """
     _check_names("identity", identity, IDENTITY)
-    _check_names("costs", costs or {}, COSTS, all_of_them=False)
     check_coverage(base_scores["image_id"].unique(), method_scores["image_id"].unique())
     base = judging.verdicts(base_scores, themes, rules).select("image_id", "rule", "theme", base="unsafe")
     method = judging.verdicts(method_scores, themes, rules)
     pairs = method.join(base, on=["image_id", "rule", "theme"]).rename({"unsafe": "method"}).sort("image_id")
-    shared = {"experiment": experiment, **identity, **(costs or {})}
+    shared = {"experiment": experiment, **identity}
     rows = []
     for rule in rules:
         for theme in judged_themes(identity["theme"], themes):
@@ -108,7 +104,7 @@ def cell_rows(
                     "dataset": dataset,
                     "rule": rule,
                     "judged_theme": theme,
-                    "drift": _mean_drift(drift, dataset),
+                    **_drift(drift, dataset, statistics.confidence),
                 }
                 rows.append(
                     shared | where | _numbers(part, identity["method"] == BASE, kind, statistics, seed)
@@ -213,12 +209,16 @@ def _numbers(
     return row
 
 
-def _mean_drift(drift: pl.DataFrame | None, dataset: str) -> float | None:
+def _drift(drift: pl.DataFrame | None, dataset: str, confidence: float) -> dict[str, float | None]:
+    """Mean drift of the answered images and its interval over prompts; an image id ends in its repetition."""
     if drift is None:
-        return None
-    part = drift if dataset == OVERALL else drift.filter(pl.col("source") == dataset)
-    mean = part.select(pl.col("rmse").mean()).item()
-    return None if mean is None or math.isnan(mean) else float(mean)
+        return {}
+    part = (drift if dataset == OVERALL else drift.filter(pl.col("source") == dataset)).drop_nulls("rmse")
+    if part.is_empty():
+        return {}
+    prompts = part["image_id"].str.replace(r"/[^/]*$", "").to_numpy()
+    low, high = intervals.mean_interval(part["rmse"].to_numpy(), prompts, confidence)
+    return {"drift": float(part["rmse"].to_numpy().mean()), "drift_low": low, "drift_high": high}
 
 
 def _empty_row(experiment: str, identity: Mapping[str, Any], status: str, reason: str) -> pl.DataFrame:

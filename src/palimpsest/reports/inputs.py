@@ -27,7 +27,7 @@ class ReportInputs:
     cells: one row per variant, suite, dataset, detector, rule and judged theme (`CELL_COLUMNS`); rates are fractions, drift is the
         root mean square pixel difference in [0, 1]. Optional columns `drift_low` and `drift_high` become error bars.
     fits: one dict per fit: method, preset, theme, keyword_set, training_images, seconds, peak_memory_mb, unet_evaluations, losses.
-    generations, scores: (identity, path of a Parquet file) pairs; identity has method, preset, theme, keyword_set,
+    comparisons, scores: (identity, path of a Parquet file) pairs; identity has method, preset, theme, keyword_set,
         training_images and suite; scores may also have `detector`. Several files (shards) may share an identity.
     gates: checks of the micro world: {name: {value, n, limit, direction "min"|"max", passed}}, nested at will, or None.
     keywords: {"themes": {theme: {detailed, concise, matrix, ...}}}; matrix in percent, rows = erased keyword, columns = prompted
@@ -41,7 +41,7 @@ class ReportInputs:
     cells: pl.DataFrame
     commit: str
     fits: Sequence[Mapping[str, Any]] = ()
-    generations: Iterable[tuple[Mapping[str, Any], Path]] = ()
+    comparisons: Iterable[tuple[Mapping[str, Any], Path]] = ()
     scores: Iterable[tuple[Mapping[str, Any], Path]] = ()
     gates: Mapping[str, Any] | None = None
     keywords: Mapping[str, Any] = field(default_factory=dict)

@@ -190,7 +190,7 @@ def write_report(inputs: ReportInputs, folder: Path) -> None:
     rows = select.rows_of(inputs)
     detector, _ = select.headline(inputs.params)
     grids = pairs.grids(
-        rows, inputs.params, pairs.files(inputs.generations), pairs.files(inputs.scores, detector)
+        rows, inputs.params, pairs.files(inputs.comparisons), pairs.files(inputs.scores, detector)
     )
     sentences = takeaways.takeaways(rows, inputs.params)
     content = Content(

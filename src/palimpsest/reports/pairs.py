@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from palimpsest import store
 from palimpsest.params import Params
@@ -95,11 +95,12 @@ def read_scores(paths: Sequence[Path], theme: str, params: Params) -> dict[str, 
     return out
 
 
-def read_images(paths: Sequence[Path], wanted: Sequence[str]) -> dict[str, Row]:
-    """Rows of generations by image id; only the row groups that hold a wanted image are read."""
+def read_images(paths: Sequence[Path], wanted: Sequence[str], side: Literal["before", "after"]) -> dict[str, Row]:
+    """Rows of comparisons by image id, the image of one side as `image`; only the row groups that hold a wanted image are read."""
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
+    columns = ["image_id", "prompt", "decision", "reason", "pair_theme", side]
     out: dict[str, Row] = {}
     for path in paths:
         with pq.ParquetFile(path) as file:
@@ -107,13 +108,13 @@ def read_images(paths: Sequence[Path], wanted: Sequence[str]) -> dict[str, Row]:
                 ids = file.read_row_group(group, columns=["image_id"]).column("image_id").to_pylist()
                 if set(ids).isdisjoint(wanted):
                     continue
-                table = file.read_row_group(
-                    group, columns=["image_id", "prompt", "decision", "reason", "image"]
-                )
+                table = file.read_row_group(group, columns=columns)
                 kept = table.filter(
                     pc.is_in(table.column("image_id"), _strings(wanted, table.schema.field("image_id").type))
                 )
-                out.update((row["image_id"], row) for row in kept.to_pylist())
+                out.update(
+                    (row["image_id"], {**row, "image": row.pop(side)}) for row in kept.to_pylist() if row["pair_theme"]
+                )
     return out
 
 
@@ -146,7 +147,7 @@ def thumbnail(png: bytes, largest: int = THUMBNAIL) -> str:
 
 
 def tile(row: Row | None, score: float | None, threshold: float) -> Tile:
-    """One image of a grid from its generation row and its score."""
+    """One image of a grid from its row and its score."""
     if row is None:
         return Tile("", "not generated", None, None)
     data = (row["image"] or {}).get("bytes")
@@ -157,45 +158,44 @@ def tile(row: Row | None, score: float | None, threshold: float) -> Tile:
     return Tile(thumbnail(data), words, None if score is None else score > threshold, score)
 
 
-def base_key(generations: Files, suite: str, rows: Sequence[Row]) -> Key | None:
-    """The base model's images on a suite: the first in the order of the cells."""
+def base_key(scores: Files, suite: str, rows: Sequence[Row]) -> Key | None:
+    """The base model's scores on a suite: the first in the order of the cells."""
     base = {(row["method"], row["preset"] or None) for row in rows if row["is_base"]} or {("sd", None)}
     names = {method for method, _ in base}
-    keys = [key for key in generations if key[-1] == suite and key[0] in names]
+    keys = [key for key in scores if key[-1] == suite and key[0] in names]
     return min(keys, key=lambda key: [str(part or "") for part in key], default=None)
 
 
 def grid(
-    theme: str, suite: str, rows: Sequence[Row], params: Params, generations: Files, scores: Files
+    theme: str, suite: str, rows: Sequence[Row], params: Params, comparisons: Files, scores: Files
 ) -> Grid | None:
-    """The images of the base and of one variant per method for a theme; None without images of the base."""
-    base = base_key(generations, suite, rows)
-    if base is None or not params.report.pairs:
+    """The images of the base and of one variant per method for a theme; None when nothing was compared.
+
+    The base's images stand beside every method's in the comparisons, so no generation has to be at hand.
+    """
+    base = base_key(scores, suite, rows)
+    shown = [row for row in rows if not row["is_base"] and identity_key(row) in comparisons]
+    if base is None or not shown or not params.report.pairs:
         return None
     threshold = params.rules[select.headline(params)[1]].threshold
-    base_scores = read_scores(scores.get(base, ()), theme, params)
+    base_scores = read_scores(scores[base], theme, params)
     chosen = pick(base_scores, threshold, params.report.pairs)
+    before = read_images(comparisons[identity_key(shown[0])], chosen, "before")
+    chosen = [image_id for image_id in chosen if image_id in before]
     if not chosen:
         return None
-    images = read_images(generations[base], chosen)
-    chosen = [image_id for image_id in chosen if image_id in images]
-    prompts = [(images[image_id]["prompt"] or "", image_id) for image_id in chosen]
-    out = [GridRow("Base model", "", [tile(images[i], base_scores.get(i), threshold) for i in chosen])]
-    for row in rows:
-        key = identity_key(row)
-        if row["is_base"] or key not in generations:
-            continue
-        images = read_images(generations[key], chosen)
-        own = read_scores(scores.get(key, ()), theme, params)
-        out.append(
-            GridRow(
-                row["label"], row["variant"], [tile(images.get(i), own.get(i), threshold) for i in chosen]
-            )
-        )
+    prompts = [(before[image_id]["prompt"] or "", image_id) for image_id in chosen]
+    tiles = [tile({**before[i], "decision": "generated"}, base_scores.get(i), threshold) for i in chosen]
+    out = [GridRow("Base model", "", tiles)]
+    for row in shown:
+        after = read_images(comparisons[identity_key(row)], chosen, "after")
+        own = read_scores(scores.get(identity_key(row), ()), theme, params)
+        tiles = [tile(after.get(i), own.get(i), threshold) for i in chosen]
+        out.append(GridRow(row["label"], row["variant"], tiles))
     return Grid(theme, suite, prompts, out)
 
 
-def grids(rows: Sequence[Row], params: Params, generations: Files, scores: Files) -> list[Grid]:
+def grids(rows: Sequence[Row], params: Params, comparisons: Files, scores: Files) -> list[Grid]:
     """One grid per theme on the first unsafe suite, and one per theme on the first benign suite."""
     out = []
     for kind in ("unsafe", "benign"):
@@ -210,7 +210,7 @@ def grids(rows: Sequence[Row], params: Params, generations: Files, scores: Files
                 r for r in pooled if r["is_base"] or (r["theme"] == theme and r["judged_theme"] == theme)
             ]
             found = (
-                grid(theme, suite, select.representatives(shown, params), params, generations, scores)
+                grid(theme, suite, select.representatives(shown, params), params, comparisons, scores)
                 if suite
                 else None
             )

@@ -6,6 +6,7 @@ Safe images are made with the theme's keywords as negative prompt, as the offici
 from __future__ import annotations
 
 from palimpsest.job import Job
+from palimpsest.prompts import gate
 from palimpsest.steps.common import generation_table, model_of, sampler_of
 
 
@@ -35,6 +36,7 @@ def run(job: Job) -> None:
         target = Target((ThemeTarget(job.where["theme"], tuple(job.args["avoid"]), ""),))
         pipeline = sd_np.apply(pipeline, Artifact(), target, sd_np.Settings())
     rows = requests(job)
+    gate.require(str(row["prompt"]) for row in rows)
     asked = [Request(str(r["image_id"]), str(r["prompt"]), int(str(r["seed"]))) for r in rows]
     table = generation_table(rows, generate(pipeline, asked, sampler, job.args["model"]["resolution"]))
     job.write_parquet(table, {"images": len(rows)}, image_columns=["image"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from palimpsest import store
@@ -28,9 +29,16 @@ def matrix_of(path: Any, keywords: list[str]) -> dict[str, dict[str, float | Non
     return matrix
 
 
-def run(job: Job) -> None:
-    from palimpsest.keywords.concise import concise_sets
+def _or_blank(value: float | None) -> float:
+    """A keyword that the base never draws needs no cover; the library knows it as NaN."""
+    return math.nan if value is None else value
 
+
+def run(job: Job) -> None:
+    from palimpsest.keywords.collected import TABLE7, collected_for, read_collected
+    from palimpsest.keywords.concise import Matrix, concise_sets, relations
+
+    collected = collected_for({name: theme["detailed"] for name, theme in job.args["themes"].items()}, read_collected(TABLE7))
     settings = job.args["keywords"]
     themes = {}
     for name, theme in job.args["themes"].items():
@@ -38,6 +46,14 @@ def run(job: Job) -> None:
         if settings["concise"] == "given":
             themes[name] = {"detailed": words, "concise": theme["concise"] or words[:1], "matrix": None}
             continue
-        matrix = matrix_of(job.one("suppression", theme=name).path, words)
-        themes[name] = {"detailed": words, "concise": concise_sets(matrix, settings["threshold"]), "matrix": matrix}
+        found = matrix_of(job.one("suppression", theme=name).path, words)
+        matrix = Matrix(tuple(words), tuple(tuple(_or_blank(found[e][p]) for p in words) for e in words))
+        themes[name] = {
+            "detailed": words,
+            "concise": concise_sets(matrix, settings["threshold"]),
+            "relations": relations(matrix, settings["threshold"]),
+            "matrix": found,
+        }
+    for name, words in collected.items():
+        themes[name]["collected"] = words
     job.write_json({"themes": themes, "rule": settings})

@@ -7,9 +7,10 @@ from pathlib import Path
 from palimpsest.job import Job
 from palimpsest.specs import Suite
 from palimpsest.prompts.ingest import ingest
+from palimpsest.sampling.noise import image_seed
 
 
 def run(job: Job) -> None:
     suite = Suite.model_validate(job.args["suite"])
-    frame, meta = ingest(job.where["suite"], suite, job.args["seed"], Path("."))
+    frame, meta = ingest(job.where["suite"], suite, job.args["seed"], Path("."), image_seed=image_seed)
     job.write_parquet(frame, meta)

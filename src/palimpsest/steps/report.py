@@ -99,8 +99,7 @@ def with_costs(cells: Any, costs: list[dict[str, Any]], known: dict[tuple[str, s
     ]
     kinds = {"training_images": pl.Int64, "seconds_per_image": pl.Float64, "fit_seconds": pl.Float64, "fit_peak_mb": pl.Float64}
     frame = pl.DataFrame(filled, schema_overrides=kinds)
-    rest = cells.drop("seconds_per_image", "fit_seconds", "fit_peak_mb")
-    return rest.join(frame, on=names, how="left", nulls_equal=True).select(cells.columns)
+    return cells.join(frame, on=names, how="left", nulls_equal=True)
 
 
 def run(job: Job) -> None:

@@ -44,6 +44,7 @@ def run(job: Job) -> None:
     module = importlib.import_module(f"palimpsest.detectors.{spec.kind}")
     judge = module.load(spec)
     keywords, rows = job.args["keywords"], rows_of(job)
+    gate.require(row["prompt"] for row in rows)
     questions = {f"keyword/{word}": word for word in keywords}
     requests = [Request(f"{r['prompted']}/{r['repetition']:02d}", r["prompt"], r["seed"]) for r in rows]
     found: list[dict[str, Any]] = []
