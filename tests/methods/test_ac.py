@@ -289,3 +289,14 @@ def test_evaluations_are_counted(pipeline):
     assert (
         artifact.meta["unet_evaluations"] == sum(seen) == 4 * (6 + 3)
     )  # the student is a copy of the hooked module
+
+
+def test_bfloat16_is_close_and_leaves_float32_weights(pipeline):
+    settings = short("benchmark", loss="noise")
+    exact, rough = (
+        ac.fit(pipeline, TARGET, safe_images(), settings.model_copy(update={"compute": kind}), SEED)
+        for kind in ("float32", "bfloat16")
+    )
+    assert rough.meta["losses"] != exact.meta["losses"]
+    assert rough.meta["losses"] == pytest.approx(exact.meta["losses"], rel=0.1)
+    assert all(tensor.dtype == torch.float32 for tensor in rough.tensors.values())

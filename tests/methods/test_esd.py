@@ -284,3 +284,13 @@ def test_a_loss_that_is_not_finite_stops_the_fit(pipeline):
         esd.fit(
             pipeline, TARGET, TrainingData(), short("u_diffusers", learning_rate=1e30, iterations=20), SEED
         )
+
+
+def test_bfloat16_is_close_and_leaves_float32_weights(pipeline):
+    exact, rough = (
+        esd.fit(pipeline, TARGET, TrainingData(), short("x_diffusers", compute=kind), SEED)
+        for kind in ("float32", "bfloat16")
+    )
+    assert rough.meta["losses"] != exact.meta["losses"]
+    assert rough.meta["losses"] == pytest.approx(exact.meta["losses"], rel=0.1)
+    assert all(tensor.dtype == torch.float32 for tensor in rough.tensors.values())

@@ -8,10 +8,13 @@ import copy
 import hashlib
 import math
 from collections.abc import Iterable, Sequence
-from typing import Any
+from contextlib import AbstractContextManager
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
+
+Dtype = Literal["float32", "bfloat16"]
 
 
 def generator(seed: int, purpose: str) -> torch.Generator:
@@ -27,6 +30,17 @@ def normal(seeds: Iterable[int], shape: Sequence[int]) -> Tensor:
     return torch.stack(
         [torch.randn(*shape, generator=torch.Generator().manual_seed(int(seed))) for seed in seeds]
     )
+
+
+def arithmetic(dtype: Dtype, device: Any) -> AbstractContextManager[Any]:
+    """Where UNets are evaluated: matrix products in `dtype`; weights and optimiser stay in float32."""
+    return torch.autocast(torch.device(device).type, torch.bfloat16, enabled=dtype == "bfloat16")
+
+
+def predict(unet: Any, latents: Tensor, timesteps: Tensor, texts: Tensor, dtype: Dtype) -> Tensor:
+    """The UNet's prediction in float32: latents [N, C, h, w], timesteps [N], texts [N, L, D]."""
+    with arithmetic(dtype, latents.device):
+        return unet(latents, timesteps, texts).sample.float()
 
 
 def in_float32(module: Any) -> Any:

@@ -85,6 +85,9 @@ class Settings(BaseModel):
     )
     hflip: bool = Field(True, description="Mirror half of the images.")
     noaug: bool = Field(True, description="No resizing augmentation with its words in the prompt.")
+    compute: Literal["float32", "bfloat16"] = Field(
+        "float32", description="Arithmetic of UNet evaluations; weights and optimiser are always float32."
+    )
     forward_batch: Annotated[int, Field(ge=1)] = Field(
         32, description="Images per encoding without gradients; changes speed only."
     )
@@ -202,14 +205,17 @@ def loss_of(student: Any, batches: Batches, items: Sequence[Item], scheduler: An
     """The loss of one batch; the graph reaches the trained parameters of `student`."""
     import torch
 
+    from palimpsest.methods._training import predict
+
     settings = batches.settings
     latents, timesteps, noise, masks = batches.noised(items, scheduler)
     count = settings.batch_size
-    predicted = student(latents, timesteps, batches.embeddings([item.concept for item in items])).sample
+    concepts = batches.embeddings([item.concept for item in items])
+    predicted = predict(student, latents, timesteps, concepts, settings.compute)
     if settings.loss == "model":
         with torch.no_grad():
             anchors = batches.embeddings([item.prompt for item in items[:count]])
-            wanted = student(latents[:count], timesteps[:count], anchors).sample
+            wanted = predict(student, latents[:count], timesteps[:count], anchors, settings.compute)
     else:
         wanted = noise[:count]
     masks = masks[:count]

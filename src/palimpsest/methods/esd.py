@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from palimpsest.params import Sampler
     from palimpsest.sampling.pipeline import Pipeline
+    from palimpsest.specs import Sampler
 
 INFO = Info(
     name="esd",
@@ -97,6 +97,9 @@ class Settings(BaseModel):
         description="Side of the training latents in units of the UNet's own; 2 is the 1024 pixels "
         "hard-coded in 2025.",
     )
+    compute: Literal["float32", "bfloat16"] = Field(
+        "float32", description="Arithmetic of UNet evaluations; weights and optimiser are always float32."
+    )
     forward_batch: Annotated[int, Field(ge=1)] = Field(
         32, description="Samples per evaluation without gradients; changes speed only."
     )
@@ -161,8 +164,8 @@ def schedule(pipeline: Pipeline, settings: Settings) -> tuple[Any, Sampler]:
     Raises ValueError when the checkpoint's own scheduler is one that scales its inputs: training latents are
     not scaled.
     """
-    from palimpsest.params import Sampler
     from palimpsest.sampling.schedulers import KINDS
+    from palimpsest.specs import Sampler
 
     scheduler = pipeline.scheduler
     if settings.stop_rule == "compvis":
@@ -236,7 +239,7 @@ class _Job:
 
     def latents(self, unet: Any, which: Tensor, stops: Tensor, seeds: Tensor) -> Tensor:
         """Partly denoised latents [N, C, h, w] of the given draws (each [N])."""
-        from palimpsest.methods._training import normal
+        from palimpsest.methods._training import arithmetic, normal
         from palimpsest.sampling.trajectory import partial_denoise
 
         config = self.frozen.unet.config
@@ -246,22 +249,24 @@ class _Job:
         first = (
             1 if self.settings.stop_rule == "compvis" else 0
         )  # the sampler of 2023 skips the largest timestep
-        return partial_denoise(
-            sampled, self.sources[which], self.empty, noise, stops.tolist(), self.sampler, first
-        )
+        with arithmetic(self.settings.compute, self.empty.device):
+            return partial_denoise(
+                sampled, self.sources[which], self.empty, noise, stops.tolist(), self.sampler, first
+            )
 
     def targets(self, latents: Tensor, timesteps: Tensor, which: Tensor) -> Tensor:
         """What the student is trained on, [N, C, h, w], from the frozen UNet."""
         import torch
+
+        from palimpsest.methods._training import predict
 
         texts = [self.empty.expand(len(which), -1, -1), self.concepts[which]]
         if self.settings.erase_from is not None:
             texts.append(self.sources[which])
         with torch.no_grad():
             many = len(texts)
-            noise = self.frozen.unet(
-                torch.cat([latents] * many), torch.cat([timesteps] * many), torch.cat(texts)
-            ).sample
+            shown, told = torch.cat([latents] * many), torch.cat([timesteps] * many)
+            noise = predict(self.frozen.unet, shown, told, torch.cat(texts), self.settings.compute)
         empty, concept, *source = noise.chunk(many)
         base = empty if self.settings.anchor == "empty" else source[0] if source else concept
         return base - self.settings.negative_guidance * (concept - empty)
@@ -283,7 +288,7 @@ def train(job: _Job, student: Any, draws: Draws) -> list[float]:
     """Run all updates on `student`; returns the loss of each."""
     import torch
 
-    from palimpsest.methods._training import checked, trained
+    from palimpsest.methods._training import checked, predict, trained
 
     settings = job.settings
     optimizer = torch.optim.Adam(list(trained(student).values()), lr=settings.learning_rate)
@@ -297,7 +302,7 @@ def train(job: _Job, student: Any, draws: Draws) -> list[float]:
         else:
             latents = job.latents(student, which, draws.stops[update], draws.seeds[update])
             targets = job.targets(latents, told, which)
-        predicted = student(latents, told, job.sources[which]).sample
+        predicted = predict(student, latents, told, job.sources[which], settings.compute)
         loss = torch.nn.functional.mse_loss(predicted, targets)
         losses.append(checked(loss, update))
         optimizer.zero_grad()
