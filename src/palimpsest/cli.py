@@ -104,14 +104,14 @@ def new_method(
         str, typer.Argument(help="Lower case letters, digits and underscores, such as my_method.")
     ],
 ) -> None:
-    """Write a method that runs at once: a module and a settings file to change into your own."""
+    """Write a method that runs at once: module, settings and page, to change into your own."""
     from palimpsest.cli_new import BadName, write
 
     try:
-        module, settings = write(name, Path("."))
+        written = write(name, Path("."))
     except BadName as error:
         stop(str(error))
-    typer.echo(f"wrote {module}\nwrote {settings}\n")
+    typer.echo("".join(f"wrote {path}\n" for path in written))
     typer.echo("It already works. See what would run, run it, and test it:")
     typer.echo(f"  snakemake -n\n  snakemake\n  pytest tests/contract -k {name}")
 

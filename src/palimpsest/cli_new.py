@@ -1,4 +1,4 @@
-"""`palimpsest new-method`: a working module and its settings file, to start from."""
+"""`palimpsest new-method`: a working module, its settings file and its page, to start from."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from string import Template
 TEMPLATES = Path(__file__).parent / "templates"
 MODULES = Path("src/palimpsest/methods")
 SETTINGS = Path("methods")
+PAGES = Path("docs/methods")
 # Words with a meaning of their own in settings and file names, and the folder of the micro world beside the methods' artifacts.
 RESERVED = ("all", "none", "micro", "contract", "registry", "base")
 
@@ -31,23 +32,27 @@ def check(name: str, root: Path) -> None:
         raise BadName(
             f"there is no {MODULES} in {root.resolve()}; run this in the project folder (where the Snakefile is)"
         )
-    for path in (root / MODULES / f"{name}.py", root / MODULES / name, root / SETTINGS / f"{name}.yaml"):
+    for path in (*(root / target for _, target in targets(name)), root / MODULES / name):
         if path.exists():
             raise BadName(f"{path} exists; nothing was written. Choose another name, or edit that file.")
 
 
-def write(name: str, root: Path) -> tuple[Path, Path]:
-    """Write the two files and return their paths. Raises BadName; an existing file is never touched."""
-    check(name, root)
-    values = {"name": name, "title": " ".join(part.capitalize() for part in name.split("_") if part)}
-    written = []
-    for template, path in (
+def targets(name: str) -> list[tuple[str, Path]]:
+    """Template and place of every file of a new method: module, settings, page."""
+    return [
         ("method.py.tmpl", MODULES / f"{name}.py"),
         ("method.yaml.tmpl", SETTINGS / f"{name}.yaml"),
-    ):
+        ("method.md.tmpl", PAGES / f"{name}.md"),
+    ]
+
+
+def write(name: str, root: Path) -> list[Path]:
+    """Write the files and return their paths. Raises BadName; an existing file is never touched."""
+    check(name, root)
+    values = {"name": name, "title": " ".join(part.capitalize() for part in name.split("_") if part)}
+    for template, path in targets(name):
         text = Template((TEMPLATES / template).read_text(encoding="utf-8")).substitute(values)
         (root / path).parent.mkdir(parents=True, exist_ok=True)
         with open(root / path, "x", encoding="utf-8") as handle:
             handle.write(text)
-        written.append(path)
-    return written[0], written[1]
+    return [path for _, path in targets(name)]

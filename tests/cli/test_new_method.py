@@ -65,7 +65,7 @@ def test_the_new_method_is_in_the_plan_at_once(source: Path, run: Run) -> None:
 
 
 def test_the_new_method_passes_lint(source: Path) -> None:
-    module, _ = cli_new.write("my_idea", source)
+    module, *_ = cli_new.write("my_idea", source)
     for command in (["check"], ["format", "--check"]):
         done = subprocess.run(
             [sys.executable, "-m", "ruff", *command, "--config", ROOT / "pyproject.toml", source / module],
@@ -82,7 +82,7 @@ def test_the_new_method_erases(source: Path) -> None:
     from palimpsest.sampling.pipeline import Conditioning
     from tests import tiny
 
-    module, _ = cli_new.write("my_idea", source)
+    module, *_ = cli_new.write("my_idea", source)
     spec = importlib.util.spec_from_file_location("my_idea_under_test", source / module)
     assert spec is not None
     assert spec.loader is not None
