@@ -21,7 +21,7 @@ PLAN = Plan(steps=7500, lr=1.5e-3, warmup=100, weight_decay=0.0, ema=0.995, log_
 LATENT_NOISE = 0.06
 """Noise the decoder must bear: about half of what the posterior has in the channels that carry the picture."""
 DECODER_PLAN = Plan(
-    steps=6000, lr=1e-3, warmup=100, weight_decay=0.0, ema=0.998, log_every=100, save_every=500
+    steps=4600, lr=1e-3, warmup=100, weight_decay=0.0, ema=0.998, log_every=100, save_every=500
 )
 
 

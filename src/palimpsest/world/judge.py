@@ -27,11 +27,11 @@ if TYPE_CHECKING:
     from transformers import T5Config, T5Tokenizer
 
 WIDTH = 128
-POOL = 24_000
+POOL = 16_000
 ASKED = 3
 """Questions per picture and step; the vision tower runs once for them."""
 WRAPPER = "USER: <image> {question} ASSISTANT: "
-PLAN = Plan(steps=3000, lr=8e-4, warmup=150, weight_decay=0.01, ema=0.995, log_every=50, save_every=200)
+PLAN = Plan(steps=2000, lr=8e-4, warmup=100, weight_decay=0.01, ema=0.99, log_every=50, save_every=200)
 
 
 def build_tokenizer() -> T5Tokenizer:
@@ -109,7 +109,7 @@ def training_pool(vae: AutoencoderKL, seed: int) -> tuple[list[Scene], np.ndarra
 
 
 def train(
-    out: Path, seed: int, autoencoder: Path, clip_folder: Path, minutes: float | None = None, batch: int = 48
+    out: Path, seed: int, autoencoder: Path, clip_folder: Path, minutes: float | None = None, batch: int = 32
 ) -> ClipFlanT5:
     """Train on balanced yes/no questions; saves ``out/vqa``. The answers are ``Yes </s>`` and ``No </s>``."""
     from diffusers import AutoencoderKL

@@ -120,7 +120,8 @@ def fit(
         trained, lr=plan.lr, weight_decay=plan.weight_decay, betas=(0.9, 0.98), fused=True
     )
     ema = {n: v.detach().clone() for n, v in model.state_dict().items()} if plan.ema else {}
-    start, began, means = load_checkpoint(out, model, optimiser, ema), time.monotonic(), {}
+    start, began = load_checkpoint(out, model, optimiser, ema), time.monotonic()
+    means: dict[str, list[float]] = {}
     for step in range(start, plan.steps):
         for group in optimiser.param_groups:
             group["lr"] = learning_rate(plan, step)
