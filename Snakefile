@@ -19,7 +19,7 @@ wildcard_constraints:
 
 
 onstart:
-    snake.begin(PLAN)
+    snake.begin(PLAN, workflow)
 
 
 onsuccess:
@@ -32,12 +32,19 @@ onerror:
 
 localrules:
     all,
+    partial,
 
 
 rule all:
     default_target: True
     input:
         ancient(PLAN.final.path),
+
+
+# The report of what is there after a run with failures: `snakemake partial`.
+rule partial:
+    input:
+        snake.partial(PLAN),
 
 
 include: "rules/prompts.smk"

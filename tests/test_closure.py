@@ -17,7 +17,10 @@ def test_comments_docstrings_and_layout_do_not_count():
     assert text(plain) == text(dressed)
 
 
-@pytest.mark.parametrize("other", ["def f(a):\n    return a + 2\n", "def f(b):\n    return b + 1\n", "def f(a):\n    return a - 1\n"])
+@pytest.mark.parametrize(
+    "other",
+    ["def f(a):\n    return a + 2\n", "def f(b):\n    return b + 1\n", "def f(a):\n    return a - 1\n"],
+)
 def test_a_change_of_meaning_counts(other):
     assert text("def f(a):\n    return a + 1\n") != text(other)
 
@@ -29,7 +32,10 @@ def test_a_string_that_is_no_docstring_counts():
 def test_the_closure_of_a_method_holds_its_helpers_and_no_other_method():
     found = closure.reachable("palimpsest.methods.uce")
     assert {"palimpsest", "palimpsest.methods", "palimpsest.methods.contract"} <= found
-    assert not {"palimpsest.methods.esd", "palimpsest.methods.registry", "palimpsest.plan", "palimpsest.snake"} & found
+    assert (
+        not {"palimpsest.methods.esd", "palimpsest.methods.registry", "palimpsest.plan", "palimpsest.snake"}
+        & found
+    )
 
 
 def test_names_used_for_types_only_are_not_in_the_closure():
@@ -37,7 +43,9 @@ def test_names_used_for_types_only_are_not_in_the_closure():
 
 
 def test_modules_loaded_behind_the_graphs_back_are_named():
-    assert closure.unexpected(["palimpsest.store"], ["palimpsest.store", "palimpsest.plan", "numpy"]) == ["palimpsest.plan"]
+    assert closure.unexpected(["palimpsest.store"], ["palimpsest.store", "palimpsest.plan", "numpy"]) == [
+        "palimpsest.plan"
+    ]
 
 
 def test_an_unknown_root_is_an_error():

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -40,7 +41,9 @@ def spec(**changes):
 def in_process(asked) -> subprocess.CompletedProcess:
     """Run the job in its own interpreter, as Snakemake does."""
     code = "import json, sys; from palimpsest.job import run; run(json.load(sys.stdin))"
-    return subprocess.run([sys.executable, "-c", code], input=json.dumps(asked), text=True, capture_output=True, check=False)
+    return subprocess.run(
+        [sys.executable, "-c", code], input=json.dumps(asked), text=True, capture_output=True, check=False
+    )
 
 
 def test_a_job_writes_its_artifact_with_recipe_and_environment():
@@ -63,7 +66,9 @@ def test_code_that_is_not_the_plans_stores_nothing_and_is_recorded():
 def test_an_import_the_plan_did_not_count_stores_nothing():
     roots = ["palimpsest.job"]
     done = in_process(spec(roots=roots, code=closure.digest(roots)))
-    assert done.returncode != 0 and "palimpsest.steps.keywords" in done.stderr and "not reachable" in done.stderr
+    assert (
+        done.returncode != 0 and "palimpsest.steps.keywords" in done.stderr and "not reachable" in done.stderr
+    )
 
 
 def test_a_success_clears_the_record_of_an_earlier_failure():
@@ -100,9 +105,7 @@ def test_without_a_server_the_job_must_run_elsewhere(tmp_path):
 
 
 def test_the_server_ends_with_its_parent(tmp_path):
-    code = (
-        "from palimpsest import forkserver; import time; s = forkserver.start(); print(s.pid if s else 0, flush=True); time.sleep(60)"
-    )
+    code = "from palimpsest import forkserver; import time; s = forkserver.start(); print(s.pid if s else 0, flush=True); time.sleep(60)"
     parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     pid = int(parent.stdout.readline())
     if not pid:
@@ -113,7 +116,7 @@ def test_the_server_ends_with_its_parent(tmp_path):
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         try:
-            state = open(f"/proc/{pid}/stat").read().split()[2]
+            state = Path(f"/proc/{pid}/stat").read_text().split()[2]
         except FileNotFoundError:
             return
         if state == "Z":

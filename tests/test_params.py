@@ -22,14 +22,26 @@ def test_every_problem_is_named_at_once(tmp_path):
     with pytest.raises(params.BadSettings) as caught:
         params.load(ROOT / "params.yaml", bad)
     text = str(caught.value)
-    for part in ("bad.yaml", "sampler.stepz", "did you mean 'steps'", "sampler.steps", "'ddimm'", "'dpmsolver++'", "model.resolution", "63"):
+    for part in (
+        "bad.yaml",
+        "sampler.stepz",
+        "did you mean 'steps'",
+        "sampler.steps",
+        "'ddimm'",
+        "'dpmsolver++'",
+        "model.resolution",
+        "63",
+    ):
         assert part in text, part
 
 
 def test_names_that_exist_nowhere_are_errors_with_the_allowed_ones(tmp_path):
     bad = tmp_path / "bad.yaml"
     bad.write_text("judge: nobody\nvariants: {themes: [uncased, horror]}\n")
-    with pytest.raises(params.BadSettings, match=r"horror.*no theme.*uncased.*judge: 'nobody' is no detector; allowed: \['vqa'\]"):
+    with pytest.raises(
+        params.BadSettings,
+        match=r"horror.*no theme.*uncased.*judge: 'nobody' is no detector; allowed: \['vqa'\]",
+    ):
         params.load(ROOT / "params.yaml", bad)
 
 

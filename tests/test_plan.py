@@ -90,11 +90,13 @@ def test_a_preset_with_another_sampler_brings_its_own_baseline():
     made = built(methods={"sd": ["default"], "sd_np": []})
     assert {c.where["preset"] for c in made.cells.values() if c.where.get("method") == "sd"} == {"default"}
     run = made.runs[-1]
-    made.runs[-1] = plan.Run(**{**run.__dict__, "sampler": run.sampler.model_copy(update={"name": "pndm", "steps": 20})})
+    made.runs[-1] = plan.Run(
+        **{**run.__dict__, "sampler": run.sampler.model_copy(update={"name": "pndm", "steps": 20})}
+    )
     made.cells.clear()
     made._build()
     presets = {c.where["preset"] for c in made.cells.values() if c.where.get("method") == "sd"}
-    assert presets == {"default", "pndm_20_g5_float32"}
+    assert presets == {"default", "pndm_20_g5_bfloat16"}
 
 
 def test_the_papers_experiment_has_the_papers_variants():
@@ -104,7 +106,11 @@ def test_the_papers_experiment_has_the_papers_variants():
     assert variants == {f"{theme}.{words}" for theme in themes for words in ("detailed", "concise")}
     images = {c.where["variant"] for c in paper.cells.values() if c.where.get("method") == "ac"}
     assert images == {f"{t}.{n}" for t in themes[:3] for n in (20, 200, 1000)} | {"all.600"}
-    rings = {(c.where["suite"], c.where["variant"].split(".")[0]) for c in paper.cells.values() if c.step == "generate" and "ring" in c.where["suite"]}
+    rings = {
+        (c.where["suite"], c.where["variant"].split(".")[0])
+        for c in paper.cells.values()
+        if c.step == "generate" and "ring" in c.where["suite"]
+    }
     assert rings >= {("ring_a_bell_nudity", "nudity"), ("ring_a_bell_nudity", "all")}
     assert ("ring_a_bell_nudity", "horror") not in rings
     assert paper.shards("nsfw") == 8 and paper.shards("coco") == 10

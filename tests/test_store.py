@@ -11,7 +11,9 @@ def image_frame(count: int = 3) -> pl.DataFrame:
     rng = np.random.default_rng(0)
     pictures = [rng.integers(0, 256, (8, 8, 3), dtype=np.uint8) for _ in range(count)]
     cells = [{"bytes": store.encode_png(p), "path": f"{i}.png"} for i, p in enumerate(pictures)]
-    return pl.DataFrame({"image_id": [f"a/{i}" for i in range(count)], "score": [0.5, None, 1.0][:count], "image": cells})
+    return pl.DataFrame(
+        {"image_id": [f"a/{i}" for i in range(count)], "score": [0.5, None, 1.0][:count], "image": cells}
+    )
 
 
 def test_equal_tables_give_equal_bytes_and_round_trip(tmp_path):
@@ -28,7 +30,9 @@ def test_hugging_face_datasets_decodes_the_image_column(tmp_path):
     path = tmp_path / "g.parquet"
     frame = image_frame()
     store.write_parquet(frame, path, {}, image_columns=["image"])
-    loaded = datasets.load_dataset("parquet", data_files=str(path), split="train", cache_dir=str(tmp_path / "cache"))
+    loaded = datasets.load_dataset(
+        "parquet", data_files=str(path), split="train", cache_dir=str(tmp_path / "cache")
+    )
     decoded = np.asarray(loaded[1]["image"].convert("RGB"))
     assert np.array_equal(decoded, store.decode_png(frame["image"][1]["bytes"]))
 
@@ -56,9 +60,14 @@ def test_truncated_tensors_are_refused(tmp_path):
 def test_a_failing_write_leaves_the_old_file_and_no_part(tmp_path):
     path = tmp_path / "x.json"
     store.write_json({"a": 1}, path)
-    with pytest.raises(RuntimeError), store.atomic(path) as part:
-        part.write_text("half")
-        raise RuntimeError
+
+    def half_a_write() -> None:
+        with store.atomic(path) as part:
+            part.write_text("half")
+            raise RuntimeError("the disk is full")
+
+    with pytest.raises(RuntimeError, match="the disk is full"):
+        half_a_write()
     assert store.read_json(path) == {"a": 1}
     assert [p.name for p in tmp_path.iterdir()] == ["x.json"]
 

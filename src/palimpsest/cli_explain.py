@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from palimpsest import store
-from palimpsest.plan import Cell, Plan
+from palimpsest.cells import Cell
+from palimpsest.plan import Plan
 
 SHOWN = 12
 LONGEST = 100

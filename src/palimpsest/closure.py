@@ -10,7 +10,7 @@ import ast
 import hashlib
 import importlib.util
 from collections.abc import Iterable, Iterator
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,9 @@ def _flat(node: Any) -> Iterator[str]:
         yield type(node).__name__
         yield "("
         for name, value in ast.iter_fields(node):
-            if name == "body" and isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            if name == "body" and isinstance(
+                node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+            ):
                 value = _without_docstring(value)
             if value is None or value == [] or name in ("type_comment", "kind", "type_ignores"):
                 continue
@@ -48,7 +50,11 @@ def _flat(node: Any) -> Iterator[str]:
 
 def _without_docstring(body: list[ast.stmt]) -> list[ast.stmt]:
     first = body[0] if body else None
-    if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and isinstance(first.value.value, str):
+    if (
+        isinstance(first, ast.Expr)
+        and isinstance(first.value, ast.Constant)
+        and isinstance(first.value.value, str)
+    ):
         return body[1:]
     return body
 
@@ -60,7 +66,7 @@ def _graph() -> Any:
     return grimp.build_graph(PACKAGE, exclude_type_checking_imports=True, cache_dir=None)
 
 
-@lru_cache(maxsize=None)
+@cache
 def reachable(root: str) -> frozenset[str]:
     """All first-party modules that importing `root` can load, itself and parent packages included.
 
@@ -83,7 +89,11 @@ def source_path(module: str) -> Path:
     if not spec.submodule_search_locations:
         return Path(str(spec.origin))
     base = Path(next(iter(spec.submodule_search_locations))).joinpath(*tail.split(".")) if tail else None
-    candidates = [base.with_suffix(".py"), base / "__init__.py"] if base else [Path(spec.submodule_search_locations[0]) / "__init__.py"]
+    candidates = (
+        [base.with_suffix(".py"), base / "__init__.py"]
+        if base
+        else [Path(spec.submodule_search_locations[0]) / "__init__.py"]
+    )
     for candidate in candidates:
         if candidate.is_file():
             return candidate
@@ -92,10 +102,12 @@ def source_path(module: str) -> Path:
 
 def module_digest(module: str) -> str:
     """Digest of one module's code, read afresh from disk."""
-    return hashlib.sha256(flat(ast.parse(source_path(module).read_text(encoding="utf-8"))).encode()).hexdigest()
+    return hashlib.sha256(
+        flat(ast.parse(source_path(module).read_text(encoding="utf-8"))).encode()
+    ).hexdigest()
 
 
-@lru_cache(maxsize=None)
+@cache
 def _cached_digest(module: str) -> str:
     return module_digest(module)
 

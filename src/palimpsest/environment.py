@@ -9,7 +9,18 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-LIBRARIES = ("torch", "diffusers", "transformers", "peft", "pyarrow", "polars", "numpy", "safetensors", "tokenizers", "pillow")
+LIBRARIES = (
+    "torch",
+    "diffusers",
+    "transformers",
+    "peft",
+    "pyarrow",
+    "polars",
+    "numpy",
+    "safetensors",
+    "tokenizers",
+    "pillow",
+)
 
 
 @lru_cache(maxsize=1)
@@ -29,7 +40,10 @@ def processor() -> str:
     """The processor's model name."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-        return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+        return next(
+            (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")),
+            platform.processor(),
+        )
     except OSError:
         return platform.processor()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 
 import yaml
@@ -51,7 +51,7 @@ def _hash(path: Path) -> str:
     return digest.hexdigest()[:32]
 
 
-@lru_cache(maxsize=None)
+@cache
 def _remembered(path: Path) -> str:
     """Digest of a large file, remembered by inode, size and times to the nanosecond (ctime cannot be set back by hand)."""
     stat = path.stat()

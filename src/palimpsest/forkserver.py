@@ -40,12 +40,23 @@ PRELOAD = (
 
 def start() -> subprocess.Popen[bytes] | None:
     """Start a server for this run, which is its parent process. None where it cannot be had (no fork, GPU in use)."""
-    if not hasattr(os, "fork") or os.environ.get("PALIMPSEST_FORKSERVER") == "0" or Path("/dev/nvidiactl").exists():
+    if (
+        not hasattr(os, "fork")
+        or os.environ.get("PALIMPSEST_FORKSERVER") == "0"
+        or Path("/dev/nvidiactl").exists()
+    ):
         return None
     SOCKET.parent.mkdir(exist_ok=True)
     SOCKET.unlink(missing_ok=True)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-    return subprocess.Popen([sys.executable, "-m", "palimpsest.forkserver", str(os.getpid())], env=environment)
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "MKL_NUM_THREADS": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+    return subprocess.Popen(
+        [sys.executable, "-m", "palimpsest.forkserver", str(os.getpid())], env=environment
+    )
 
 
 def stop(server: subprocess.Popen[bytes] | None) -> None:
@@ -67,7 +78,9 @@ def ask(spec: Mapping[str, Any], log: Path) -> int | None:
         message = json.dumps({"spec": spec, "cwd": os.getcwd()}).encode()
         with open(log, "ab") as output:
             descriptors = array.array("i", [output.fileno()])
-            connection.sendmsg([struct.pack("!Q", len(message))], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, descriptors)])
+            connection.sendmsg(
+                [struct.pack("!Q", len(message))], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, descriptors)]
+            )
             connection.sendall(message)
             answer = connection.recv(4)
     return struct.unpack("!i", answer)[0] if len(answer) == 4 else 1

@@ -65,7 +65,9 @@ class Job:
 
     def of(self, step: str, **where: str) -> list[Input]:
         """The inputs made by one step, narrowed by parts of their place."""
-        return [i for i in self.inputs if i.step == step and all(i.where.get(k) == v for k, v in where.items())]
+        return [
+            i for i in self.inputs if i.step == step and all(i.where.get(k) == v for k, v in where.items())
+        ]
 
     def one(self, step: str, **where: str) -> Input:
         """The only input of that kind. Raises LookupError when there is none or several."""
@@ -101,7 +103,10 @@ class Job:
         }
 
     def write_parquet(
-        self, table: pa.Table | pl.DataFrame, extra: Mapping[str, Any] | None = None, image_columns: Sequence[str] = ()
+        self,
+        table: pa.Table | pl.DataFrame,
+        extra: Mapping[str, Any] | None = None,
+        image_columns: Sequence[str] = (),
     ) -> None:
         self.check()
         store.write_parquet(table, self.output, self.meta(extra), image_columns)
@@ -117,7 +122,14 @@ class Job:
 
 # Loaded by the driver itself in every job; their code is in no recipe because it decides no result.
 DRIVER = frozenset(
-    {"palimpsest", "palimpsest.job", "palimpsest.closure", "palimpsest.environment", "palimpsest.store", "palimpsest.forkserver"}
+    {
+        "palimpsest",
+        "palimpsest.job",
+        "palimpsest.closure",
+        "palimpsest.environment",
+        "palimpsest.store",
+        "palimpsest.forkserver",
+    }
 )
 
 

@@ -34,6 +34,7 @@ __all__ = [
     "read_yaml",
 ]  # fmt: skip
 
+
 class BadSettings(ValueError):
     """Settings that cannot be used; the message lists every problem."""
 
@@ -115,14 +116,24 @@ class Params(Strict):
     def _names_exist(self) -> Params:
         problems = []
         allowed = [*self.themes, "all"]
-        problems += [f"variants.themes: {t!r} is no theme; allowed: {allowed}" for t in self.variants.themes if t not in allowed]
+        problems += [
+            f"variants.themes: {t!r} is no theme; allowed: {allowed}"
+            for t in self.variants.themes
+            if t not in allowed
+        ]
         for name, suite in self.suites.items():
             if suite.theme and suite.theme not in self.themes:
-                problems.append(f"suites.{name}.theme: {suite.theme!r} is no theme; allowed: {list(self.themes)}")
+                problems.append(
+                    f"suites.{name}.theme: {suite.theme!r} is no theme; allowed: {list(self.themes)}"
+                )
         if self.judge not in self.detectors:
             problems.append(f"judge: {self.judge!r} is no detector; allowed: {list(self.detectors)}")
         for name, rule in self.rules.items():
-            problems += [f"rules.{name}.texts: {t!r} is no theme; allowed: {list(self.themes)}" for t in rule.texts if t not in self.themes]
+            problems += [
+                f"rules.{name}.texts: {t!r} is no theme; allowed: {list(self.themes)}"
+                for t in rule.texts
+                if t not in self.themes
+            ]
         if problems:
             raise ValueError("; ".join(problems))
         return self
@@ -155,7 +166,9 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     return value
 
 
-def problems_of(error: ValidationError, where: str, allowed: Mapping[str, Sequence[str]] | None = None) -> list[str]:
+def problems_of(
+    error: ValidationError, where: str, allowed: Mapping[str, Sequence[str]] | None = None
+) -> list[str]:
     """One line per problem: file, key, value, what is allowed."""
     lines = []
     for item in error.errors():
@@ -166,7 +179,11 @@ def problems_of(error: ValidationError, where: str, allowed: Mapping[str, Sequen
         if item["type"] == "extra_forbidden":
             known = list((allowed or {}).get(key.rpartition(".")[0], ()))
             near = difflib.get_close_matches(key.rpartition(".")[2], known, 1)
-            text = "unknown key" + (f"; did you mean {near[0]!r}?" if near else "") + (f" allowed: {known}" if known else "")
+            text = (
+                "unknown key"
+                + (f"; did you mean {near[0]!r}?" if near else "")
+                + (f" allowed: {known}" if known else "")
+            )
         lines.append(f"{where}: {key or '(whole file)'}: {text}{shown}")
     return lines
 

@@ -6,15 +6,16 @@ import json
 import os
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from palimpsest import forkserver
 from palimpsest import params as settings
+from palimpsest.cells import PATTERNS, Cell
 from palimpsest.job import failure_path
-from palimpsest.plan import PATTERNS, Cell, Plan, build
+from palimpsest.partial import partial as partial_report
+from palimpsest.plan import Plan, build
 
-__all__ = ["PATTERNS", "begin", "cell", "end", "inputs", "log", "plan"]
+__all__ = ["PATTERNS", "begin", "cell", "end", "inputs", "log", "partial", "plan"]
 
 DEFAULT = "params.yaml"
 RUNNING: list[Any] = []
@@ -49,6 +50,13 @@ def _find(made: Plan, rule_output: str) -> Cell:
         ) from None
 
 
+def partial(made: Plan) -> Callable[[Any], Any]:
+    """An input function: the report of what is there, with what is missing listed. Asked for only by `snakemake partial`."""
+    from snakemake.io import ancient
+
+    return lambda _: ancient(partial_report(made).path)
+
+
 def inputs(made: Plan, step: str) -> Callable[[Any], list[Any]]:
     """An input function: the upstream artifacts of the cell, marked ancient because names, not times, decide."""
     from snakemake.io import ancient
@@ -81,16 +89,26 @@ def preflight(made: Plan) -> None:
 
     needed = {c.step for c in made.needed()}
     problems = check_files(made.params, made.root) if "prompts" in needed else []
-    problems += check_weights(made.params, made.root) if needed - {"prompts", "keywords", "aggregate", "report", "compare"} else []
+    problems += (
+        check_weights(made.params, made.root)
+        if needed - {"prompts", "keywords", "aggregate", "report", "compare"}
+        else []
+    )
     if problems:
         lines = "\n".join(f"  {n}. {problem}" for n, problem in enumerate(problems, 1))
         print(f"Nothing was run: {len(problems)} thing(s) are missing.\n{lines}", file=sys.stderr, flush=True)
         os._exit(1)
 
 
-def begin(made: Plan) -> None:
+def begin(made: Plan, workflow: Any) -> None:
     """What happens when a run starts: check that everything is there, then start the server that forks jobs."""
+    targets = set(workflow.dag_settings.targets or ())
+    if targets and targets <= {"world"}:
+        return  # it makes the weights that the check below asks for
     preflight(made)
+    # freed memory is kept: mapping every large tensor anew costs jobs up to half of their time (read when a process starts)
+    os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", str(1 << 30))
+    os.environ.setdefault("MALLOC_TRIM_THRESHOLD_", str((1 << 31) - 1))
     if made.needed():
         RUNNING.append(forkserver.start())
 
@@ -106,8 +124,10 @@ def end(made: Plan, failed: bool) -> None:
 
 
 def link_latest(made: Plan) -> None:
-    """Let `reports/<experiment>` lead to the report of this plan, if it is there."""
+    """Let `reports/<experiment>` lead to the report of this plan: the whole one, or the partial one that was just made."""
     report = made.root / made.final.path
+    if not report.exists():
+        report = made.root / PATTERNS["report"].format(**made.final.where, key=made.latest_report.key)
     if not report.exists():
         return
     link = made.root / "reports" / made.params.experiment

@@ -51,7 +51,9 @@ def atomic(path: str | Path) -> Iterator[Path]:
 def write_json(value: Any, path: str | Path) -> None:
     """Write JSON with sorted keys, indented, ending in a newline."""
     with atomic(path) as part:
-        part.write_text(json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
+        part.write_text(
+            json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8"
+        )
 
 
 def read_json(path: str | Path) -> Any:
@@ -84,13 +86,24 @@ def write_parquet(
     table = table.cast(pa.schema([pa.field(column.name, _plain(column.type)) for column in table.schema]))
     schema_meta = {META: json.dumps(dict(meta or {}), sort_keys=True, ensure_ascii=False).encode()}
     if image_columns:
-        features = {"info": {"features": {name: _feature(table.schema.field(name), image_columns) for name in table.column_names}}}
+        features = {
+            "info": {
+                "features": {
+                    name: _feature(table.schema.field(name), image_columns) for name in table.column_names
+                }
+            }
+        }
         schema_meta[b"huggingface"] = json.dumps(features, sort_keys=True).encode()
     compression = {name: "zstd" for name in table.column_names if name not in image_columns}
-    compression |= {f"{name}.bytes": "none" for name in image_columns} | {f"{name}.path": "zstd" for name in image_columns}
+    compression |= {f"{name}.bytes": "none" for name in image_columns} | {
+        f"{name}.path": "zstd" for name in image_columns
+    }
     with atomic(path) as part:
         pq.write_table(
-            table.replace_schema_metadata(schema_meta), part, row_group_size=row_group_size, compression=compression
+            table.replace_schema_metadata(schema_meta),
+            part,
+            row_group_size=row_group_size,
+            compression=compression,
         )
 
 
@@ -145,7 +158,9 @@ def read_meta(path: str | Path) -> dict[str, Any]:
         raise _corrupt(path, error) from error
 
 
-def write_tensors(tensors: Mapping[str, Tensor], path: str | Path, meta: Mapping[str, Any] | None = None) -> None:
+def write_tensors(
+    tensors: Mapping[str, Tensor], path: str | Path, meta: Mapping[str, Any] | None = None
+) -> None:
     """Write tensors as safetensors with `meta` (JSON) in the header; tensors are moved to the CPU and made contiguous."""
     from safetensors.torch import save_file
 

@@ -43,5 +43,7 @@ def check_weights(params: Params, root: Path) -> list[str]:
                 f"`hf download {path}{at}` on a machine with network access, or set {key}.path to a local folder that holds them."
             )
         else:
-            problems.append(f"{key}: there is no {path}. Run `git checkout -- {path}`, or `snakemake world` to train it again.")
+            problems.append(
+                f"{key}: there is no {path}. Run `git checkout -- {path}`, or `snakemake world` to train it again."
+            )
     return problems

@@ -96,7 +96,7 @@ def test_i2p_implies_its_themes_without_naming_them():
     assert {row["categories"] for row in rows("i2p.csv")} == set(THEMES)
 
 
-@pytest.mark.parametrize(("name", "repeats"), [("4chan.csv", 2), ("lexica.csv", 2), ("template.csv", 10)])
+@pytest.mark.parametrize(("name", "repeats"), [("4chan.csv", 2), ("lexica.csv", 2), ("template.csv", 8)])
 def test_repeats_stand_in_blocks(name, repeats):
     table = rows(name)
     size = len(table) // repeats

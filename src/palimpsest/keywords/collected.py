@@ -13,7 +13,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-
 COLUMNS = ("theme", "source", "reference", "keyword", "detailed")
 TABLE7 = Path("data/reference/keywords_table7.csv")
 

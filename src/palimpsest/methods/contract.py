@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 
     from palimpsest.sampling.pipeline import Pipeline
 
-Stage = Literal["none", "fine-tuning", "closed form", "inference guidance", "data filtering", "post-hoc filter"]
+Stage = Literal[
+    "none", "fine-tuning", "closed form", "inference guidance", "data filtering", "post-hoc filter"
+]
 Need = Literal["target_images", "safe_images"]
 Fidelity = Literal["reimplemented from code", "reimplemented from paper", "reconstructed", "external"]
 
@@ -113,7 +115,9 @@ class Method(Protocol):
     INFO: Info
     Settings: type[BaseModel]
 
-    def fit(self, pipeline: Pipeline, target: Target, data: TrainingData, settings: Any, seed: int) -> Artifact:
+    def fit(
+        self, pipeline: Pipeline, target: Target, data: TrainingData, settings: Any, seed: int
+    ) -> Artifact:
         """Fit on the frozen base pipeline, which stays as it is; everything random follows `seed`."""
         ...
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from palimpsest.methods.contract import Artifact, Info, Target, TrainingData
-from palimpsest.params import Strict
+from palimpsest.specs import Strict
 
 if TYPE_CHECKING:
     from palimpsest.sampling.pipeline import Pipeline

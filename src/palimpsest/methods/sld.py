@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Annotated
 from pydantic import Field
 
 from palimpsest.methods.contract import Artifact, Info, Target, TrainingData
-from palimpsest.params import Strict
 from palimpsest.sampling.pipeline import Conditioning, Hook, Step
+from palimpsest.specs import Strict
 
 if TYPE_CHECKING:
     from torch import Tensor

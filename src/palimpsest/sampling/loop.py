@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
-    from palimpsest.params import Sampler
+    from palimpsest.specs import Sampler
 
 Outcome = Literal["generated", "blocked_prompt", "rewritten", "aborted", "edited"]
 # The decoder needs about 1 GB per megapixel and image in float32, so it works through a batch in slices of

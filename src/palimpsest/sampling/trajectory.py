@@ -12,8 +12,8 @@ from palimpsest.sampling import schedulers
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from palimpsest.params import Sampler
     from palimpsest.sampling.pipeline import Pipeline
+    from palimpsest.specs import Sampler
 
 
 @torch.no_grad()

@@ -23,7 +23,13 @@ def grouped(inputs: Iterable[Input]) -> dict[tuple[str, ...], list[Input]]:
     found: dict[tuple[str, ...], list[Input]] = {}
     for item in inputs:
         where = item.where
-        place = (where["method"], where["preset"], where["variant"], where["suite"], where.get("detector", ""))
+        place = (
+            where["method"],
+            where["preset"],
+            where["variant"],
+            where["suite"],
+            where.get("detector", ""),
+        )
         found.setdefault(place, []).append(item)
     return {place: sorted(items, key=lambda i: int(i.where["shard"])) for place, items in found.items()}
 
@@ -46,7 +52,9 @@ def rows_of(job: Job) -> pl.DataFrame:
         if base_place not in cached:
             cached[base_place] = joined(scores[base_place])
         drift_shards = comparisons.get((*place[:4], ""))
-        identity = {name: run[name] for name in ("method", "preset", "theme", "keyword_set", "training_images")}
+        identity = {
+            name: run[name] for name in ("method", "preset", "theme", "keyword_set", "training_images")
+        }
         parts.append(
             tables.cell_rows(
                 args["experiment"],
@@ -61,12 +69,27 @@ def rows_of(job: Job) -> pl.DataFrame:
                 drift=joined(drift_shards, ["image_id", "source", "rmse"]) if drift_shards else None,
             )
         )
+    parts += [missing_row(args["experiment"], item, args["runs"]) for item in args.get("missing", ())]
     return pl.concat(parts)
 
 
-def places(runs: list[dict[str, Any]], scores: Mapping[tuple[str, ...], Any]) -> list[tuple[dict[str, Any], tuple[str, ...]]]:
-    """Every run with every place it was scored at; baselines of other samplers count as runs of the base."""
+def missing_row(experiment: str, item: Mapping[str, Any], runs: list[dict[str, Any]]) -> pl.DataFrame:
+    """The row of a cell that could not be scored, with its status and reason."""
+    where = item["where"]
     known = {(r["method"], r["preset"], r["variant"]): r for r in runs}
+    run = known.get((where["method"], where["preset"], where["variant"]), {})
+    identity: dict[str, Any] = {
+        name: run[name] for name in ("theme", "keyword_set", "training_images") if name in run
+    }
+    identity |= {name: where[name] for name in ("method", "preset", "suite", "detector")}
+    return tables.failed_row(experiment, identity, item["reason"]).with_columns(status=pl.lit(item["status"]))
+
+
+def places(
+    runs: list[dict[str, Any]], scores: Mapping[tuple[str, ...], Any]
+) -> list[tuple[dict[str, Any], tuple[str, ...]]]:
+    """Every run with every place it was scored at; baselines of other samplers count as runs of the base."""
+    known: dict[tuple[str, ...], dict[str, Any]] = {(r["method"], r["preset"], r["variant"]): r for r in runs}
     base = next(r for r in runs if r["method"] == BASE)
     found = []
     for place in scores:

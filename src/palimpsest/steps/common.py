@@ -19,11 +19,11 @@ if TYPE_CHECKING:
     from palimpsest.sampling.pipeline import Pipeline
 
 
-def model_of(job: Job, dtype: str = "float32") -> Pipeline:
-    """The base checkpoint of this job."""
+def model_of(job: Job) -> Pipeline:
+    """The base checkpoint of this job, in float32: edits are made in full precision, the sampler casts what it is asked to."""
     from palimpsest.sampling.load import load_pipeline
 
-    return load_pipeline(Model.model_validate(job.args["model"]), dtype=dtype)
+    return load_pipeline(Model.model_validate(job.args["model"]))
 
 
 def sampler_of(job: Job) -> Sampler:
@@ -36,7 +36,8 @@ def target_of(job: Job) -> Target:
     spec = job.args["target"]
     derived = store.read_json(job.one("keywords").path)["themes"] if job.of("keywords") else {}
     themes = tuple(
-        ThemeTarget(t["name"], tuple(t["keywords"] or derived[t["name"]]["concise"]), t["safe"]) for t in spec["themes"]
+        ThemeTarget(t["name"], tuple(t["keywords"] or derived[t["name"]]["concise"]), t["safe"])
+        for t in spec["themes"]
     )
     return Target(themes, tuple(spec["retain"]))
 
@@ -65,12 +66,16 @@ def generation_table(rows: Sequence[Mapping[str, Any]], generations: Iterable[Ge
     """
     import pyarrow as pa
 
-    columns: dict[str, list[Any]] = {name: [] for name in (*GENERATION_COLUMNS, "decision", "reason", "seconds", "image")}
+    columns: dict[str, list[Any]] = {
+        name: [] for name in (*GENERATION_COLUMNS, "decision", "reason", "seconds", "image")
+    }
     made = iter(generations)
     for row in rows:
         generation = next(made, None)
         if generation is None or generation.image_id != row["image_id"]:
-            raise ValueError(f"expected the generation of {row['image_id']}, got {getattr(generation, 'image_id', 'nothing')}")
+            raise ValueError(
+                f"expected the generation of {row['image_id']}, got {getattr(generation, 'image_id', 'nothing')}"
+            )
         for name in GENERATION_COLUMNS:
             columns[name].append(row[name])
         columns["decision"].append(generation.decision)
@@ -81,4 +86,6 @@ def generation_table(rows: Sequence[Mapping[str, Any]], generations: Iterable[Ge
         columns["image"].append(None if image is None else {"bytes": store.encode_png(image), "path": path})
     types = {"prompt_id": pa.int64(), "repetition": pa.int64(), "seed": pa.int64(), "seconds": pa.float64()}
     types["image"] = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-    return pa.table({name: pa.array(values, types.get(name, pa.string())) for name, values in columns.items()})
+    return pa.table(
+        {name: pa.array(values, types.get(name, pa.string())) for name, values in columns.items()}
+    )

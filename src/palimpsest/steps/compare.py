@@ -24,7 +24,11 @@ def chosen(scores: pl.DataFrame, themes: list[str], count: int) -> dict[str, str
 
     picked: dict[str, str] = {}
     for theme in themes:
-        rows = scores.filter(pl.col("label") == f"theme/{theme}", pl.col("score").is_not_null()).select("image_id", "score").rows()
+        rows = (
+            scores.filter(pl.col("label") == f"theme/{theme}", pl.col("score").is_not_null())
+            .select("image_id", "score")
+            .rows()
+        )
         rows.sort(key=lambda row: (row[1] <= DRAWN, hashlib.sha256(row[0].encode()).hexdigest()))
         for image_id, _ in [row for row in rows if row[0] not in picked][:count]:
             picked[image_id] = theme
@@ -37,7 +41,9 @@ def run(job: Job) -> None:
     from palimpsest.metrics.drift import rmse, ssim
 
     ours, theirs = job.of("generate")
-    mine = store.read_parquet(ours.path, ["image_id", "source", "prompt", "seed", "decision", "reason", "image"])
+    mine = store.read_parquet(
+        ours.path, ["image_id", "source", "prompt", "seed", "decision", "reason", "image"]
+    )
     base = store.read_parquet(theirs.path, ["image_id", "image"])
     if mine["image_id"].to_list() != base["image_id"].to_list():
         raise ValueError(f"{ours.path} and {theirs.path} do not hold the same images in the same order")
@@ -50,9 +56,23 @@ def run(job: Job) -> None:
             a, b = store.decode_png(new["image"]["bytes"])[None], store.decode_png(old["bytes"])[None]
             row |= {"rmse": float(rmse(a, b)[0]), "ssim": float(ssim(a, b)[0])}
         theme = pairs.get(new["image_id"])
-        rows.append({**row, "pair_theme": theme, "before": old if theme else None, "after": new["image"] if theme else None})
+        rows.append(
+            {
+                **row,
+                "pair_theme": theme,
+                "before": old if theme else None,
+                "after": new["image"] if theme else None,
+            }
+        )
     image = pl.Struct({"bytes": pl.Binary, "path": pl.String})
-    kinds = {"reason": pl.String, "rmse": pl.Float64, "ssim": pl.Float64, "pair_theme": pl.String, "before": image, "after": image}
+    kinds: dict[str, Any] = {
+        "reason": pl.String,
+        "rmse": pl.Float64,
+        "ssim": pl.Float64,
+        "pair_theme": pl.String,
+        "before": image,
+        "after": image,
+    }
     names = ("image_id", "source", "prompt", "seed", "decision", *kinds)
     frame = pl.DataFrame([{name: row.get(name) for name in names} for row in rows], schema_overrides=kinds)
     job.write_parquet(frame, {"images": len(rows)}, image_columns=["before", "after"])

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from palimpsest import store
 from palimpsest.job import Job
-from palimpsest.steps.common import GENERATION_COLUMNS, artifact_of, generation_table, method_of, model_of, sampler_of, target_of
+from palimpsest.steps.common import (
+    GENERATION_COLUMNS,
+    artifact_of,
+    generation_table,
+    method_of,
+    model_of,
+    sampler_of,
+    target_of,
+)
 
 
 def run(job: Job) -> None:
@@ -13,7 +21,7 @@ def run(job: Job) -> None:
     sampler = sampler_of(job)
     module, settings = method_of(job)
     artifact, fit_meta = artifact_of(job)
-    pipeline = module.apply(model_of(job, sampler.dtype), artifact, target_of(job), settings)
+    pipeline = module.apply(model_of(job), artifact, target_of(job), settings)
     index, size = job.args["shard"]
     frame = store.read_parquet(job.one("prompts").path).filter(gate="ok")
     rows = frame.slice(index * size, size).select(GENERATION_COLUMNS).to_dicts()

@@ -21,17 +21,26 @@ def requests(job: Job) -> list[dict[str, object]]:
         prompt = templates[(i // len(subjects)) % len(templates)].format(subject)
         source = f"{job.where['theme']}-{job.where['role']}"
         seed = image_seed(job.args["seed"], source, i, 0)
-        rows.append({"image_id": f"{source}/{i:05d}", "source": source, "prompt_id": i, "repetition": 0, "prompt": prompt, "seed": seed})
+        rows.append(
+            {
+                "image_id": f"{source}/{i:05d}",
+                "source": source,
+                "prompt_id": i,
+                "repetition": 0,
+                "prompt": prompt,
+                "seed": seed,
+            }
+        )
     return rows
 
 
 def run(job: Job) -> None:
-    from palimpsest.methods.contract import Artifact, Target, ThemeTarget
     from palimpsest.methods import sd_np
+    from palimpsest.methods.contract import Artifact, Target, ThemeTarget
     from palimpsest.sampling.loop import Request, generate
 
     sampler = sampler_of(job)
-    pipeline = model_of(job, sampler.dtype)
+    pipeline = model_of(job)
     if job.args["avoid"]:
         target = Target((ThemeTarget(job.where["theme"], tuple(job.args["avoid"]), ""),))
         pipeline = sd_np.apply(pipeline, Artifact(), target, sd_np.Settings())

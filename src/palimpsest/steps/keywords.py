@@ -38,7 +38,9 @@ def run(job: Job) -> None:
     from palimpsest.keywords.collected import TABLE7, collected_for, read_collected
     from palimpsest.keywords.concise import Matrix, concise_sets, relations
 
-    collected = collected_for({name: theme["detailed"] for name, theme in job.args["themes"].items()}, read_collected(TABLE7))
+    collected = collected_for(
+        {name: theme["detailed"] for name, theme in job.args["themes"].items()}, read_collected(TABLE7)
+    )
     settings = job.args["keywords"]
     themes = {}
     for name, theme in job.args["themes"].items():

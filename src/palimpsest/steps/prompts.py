@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from palimpsest.job import Job
-from palimpsest.specs import Suite
 from palimpsest.prompts.ingest import ingest
 from palimpsest.sampling.noise import image_seed
+from palimpsest.specs import Suite
 
 
 def run(job: Job) -> None:

@@ -20,8 +20,12 @@ from palimpsest.reports.page import write_report
 def commit() -> str:
     """The commit of the project and whether files differ from it; "unknown" outside a git checkout."""
     try:
-        head = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-        dirty = subprocess.run(["git", "status", "--porcelain"], capture_output=True, text=True, check=True).stdout.strip()
+        head = subprocess.run(
+            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        dirty = subprocess.run(
+            ["git", "status", "--porcelain"], capture_output=True, text=True, check=True
+        ).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
     return f"{head[:12]} with local changes" if dirty else head[:12]
@@ -30,22 +34,30 @@ def commit() -> str:
 def identities(runs: list[dict[str, Any]]) -> dict[tuple[str, str, str], dict[str, Any]]:
     """(method, preset, variant) -> the identity columns of the table."""
     names = ("method", "preset", "theme", "keyword_set", "training_images")
-    return {(run["method"], run["preset"], run["variant"]): {name: run[name] for name in names} for run in runs}
+    return {
+        (run["method"], run["preset"], run["variant"]): {name: run[name] for name in names} for run in runs
+    }
 
 
-def identified(items: list[Input], known: dict[tuple[str, str, str], dict[str, Any]]) -> list[tuple[dict[str, Any], Path]]:
+def identified(
+    items: list[Input], known: dict[tuple[str, str, str], dict[str, Any]]
+) -> list[tuple[dict[str, Any], Path]]:
     """Inputs with their identity; baselines under another sampler keep their preset."""
     base = known["sd", "default", "none"]
     found = []
     for item in items:
         where = item.where
-        identity = known.get((where["method"], where["preset"], where["variant"]), {**base, "preset": where["preset"]})
+        identity = known.get(
+            (where["method"], where["preset"], where["variant"]), {**base, "preset": where["preset"]}
+        )
         extra = {name: where[name] for name in ("suite", "detector") if name in where}
         found.append(({**identity, **extra}, item.path))
     return found
 
 
-def fits(costs: list[dict[str, Any]], known: dict[tuple[str, str, str], dict[str, Any]]) -> list[dict[str, Any]]:
+def fits(
+    costs: list[dict[str, Any]], known: dict[tuple[str, str, str], dict[str, Any]]
+) -> list[dict[str, Any]]:
     """One row per fit, from the costs that travel with the scores."""
     found: dict[tuple[str, str, str], dict[str, Any]] = {}
     for row in costs:
@@ -75,7 +87,9 @@ def environments(costs: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return found
 
 
-def with_costs(cells: Any, costs: list[dict[str, Any]], known: dict[tuple[str, str, str], dict[str, Any]]) -> Any:
+def with_costs(
+    cells: Any, costs: list[dict[str, Any]], known: dict[tuple[str, str, str], dict[str, Any]]
+) -> Any:
     """The table with the cost columns filled, for showing; the table itself stays free of times."""
     import polars as pl
 
@@ -97,7 +111,12 @@ def with_costs(cells: Any, costs: list[dict[str, Any]], known: dict[tuple[str, s
         }
         for key, (seconds, images, fit, memory) in totals.items()
     ]
-    kinds = {"training_images": pl.Int64, "seconds_per_image": pl.Float64, "fit_seconds": pl.Float64, "fit_peak_mb": pl.Float64}
+    kinds = {
+        "training_images": pl.Int64,
+        "seconds_per_image": pl.Float64,
+        "fit_seconds": pl.Float64,
+        "fit_peak_mb": pl.Float64,
+    }
     frame = pl.DataFrame(filled, schema_overrides=kinds)
     return cells.join(frame, on=names, how="left", nulls_equal=True)
 

@@ -25,7 +25,11 @@ def judge_frame(judge: Any, questions: Mapping[str, str], frame: pl.DataFrame, b
     """Long scores of generations: one row per image and label; the score of a row without an image is null."""
     import polars as pl
 
-    shown = [i for i, image in enumerate(frame["image"].to_list()) if image is not None and image["bytes"] is not None]
+    shown = [
+        i
+        for i, image in enumerate(frame["image"].to_list())
+        if image is not None and image["bytes"] is not None
+    ]
     images = frame["image"].to_list()
     columns: dict[str, list[float | None]] = {label: [None] * len(frame) for label in questions}
     for start in range(0, len(shown), batch):
@@ -35,7 +39,9 @@ def judge_frame(judge: Any, questions: Mapping[str, str], frame: pl.DataFrame, b
             for i, value in zip(index, np.asarray(values).tolist(), strict=True):
                 columns[label][i] = value
     parts = [
-        frame.select(KEPT).with_columns(pl.lit(label).alias("label"), pl.Series("score", values, dtype=pl.Float32))
+        frame.select(KEPT).with_columns(
+            pl.lit(label).alias("label"), pl.Series("score", values, dtype=pl.Float32)
+        )
         for label, values in columns.items()
     ]
     return pl.concat(parts)
@@ -52,4 +58,11 @@ def run(job: Job) -> None:
     scores = judge_frame(judge, questions, frame, spec.batch)
     made = store.read_meta(source.path)
     kept = ("seconds", "peak_memory_mb", "sampling_seconds", "images", "fit", "environment")
-    job.write_parquet(scores, {"detector": judge.identity(), "questions": questions, "generation": {k: made[k] for k in kept if k in made}})
+    job.write_parquet(
+        scores,
+        {
+            "detector": judge.identity(),
+            "questions": questions,
+            "generation": {k: made[k] for k in kept if k in made},
+        },
+    )

@@ -13,6 +13,7 @@ from palimpsest import store
 from palimpsest.job import Job
 from palimpsest.methods import sd_np
 from palimpsest.methods.contract import Artifact, Target, ThemeTarget
+from palimpsest.prompts import gate
 from palimpsest.specs import Detector
 from palimpsest.steps.common import model_of, sampler_of
 
@@ -39,7 +40,7 @@ def run(job: Job) -> None:
     from palimpsest.sampling.loop import Request, generate
 
     sampler = sampler_of(job)
-    pipeline = model_of(job, sampler.dtype)
+    pipeline = model_of(job)
     spec = Detector(**job.args["detector"], batch=job.hints.get("judge_batch", 64))
     module = importlib.import_module(f"palimpsest.detectors.{spec.kind}")
     judge = module.load(spec)
@@ -53,7 +54,12 @@ def run(job: Job) -> None:
         if erased != NOTHING:
             target = Target((ThemeTarget(job.where["theme"], (erased,), ""),))
             used = sd_np.apply(pipeline, Artifact(), target, sd_np.Settings())
-        images = [g.image for g in generate(used, requests, sampler, job.args["model"]["resolution"])]
+        made = generate(used, requests, sampler, job.args["model"]["resolution"])
+        images = [g.image for g in made if g.image is not None]
+        if len(images) != len(requests):
+            raise RuntimeError(
+                f"{job.output}: {len(requests) - len(images)} of {len(requests)} images are missing"
+            )
         scores: dict[str, list[float]] = {label: [] for label in questions}
         for start in range(0, len(images), spec.batch):
             part = judge.score(np.stack(images[start : start + spec.batch]), questions)
@@ -61,6 +67,8 @@ def run(job: Job) -> None:
                 scores[label] += np.asarray(values).tolist()
         for i, row in enumerate(rows):
             shown = {"bytes": store.encode_png(images[i]), "path": f"{erased}/{requests[i].image_id}.png"}
-            found.append({**row, "erased": erased, "score": scores[f"keyword/{row['prompted']}"][i], "image": shown})
+            found.append(
+                {**row, "erased": erased, "score": scores[f"keyword/{row['prompted']}"][i], "image": shown}
+            )
     frame = pl.DataFrame(found)
     job.write_parquet(frame, {"theme": job.where["theme"], "keywords": keywords}, image_columns=["image"])

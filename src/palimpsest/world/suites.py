@@ -33,8 +33,8 @@ TEMPLATES = (
     "a photo of a robot with {}", "a picture of a robot showing {}", "a {} on the beach", "a drawing of {} in the city",
     "a photo of {}", "an image of {} at night",
 )  # fmt: skip
-IMPLICIT_PER_THEME = 24
-TEMPLATE_SEEDS = 10
+IMPLICIT_PER_THEME = 20
+TEMPLATE_SEEDS = 8
 
 
 def seed_of(rng: np.random.Generator) -> int:
@@ -84,7 +84,7 @@ def blocks(prompts: list[str], repeats: int, rng: np.random.Generator) -> list[R
     return [{"case_number": number, "prompt": text, "seed": seed_of(rng)} for number, text in rows]
 
 
-def loud_prompts(rng: np.random.Generator, count: int = 15) -> list[str]:
+def loud_prompts(rng: np.random.Generator, count: int = 10) -> list[str]:
     """Rude prompts; one in five also asks for a keyword, the others draw nothing bad."""
     prompts: list[str] = []
     while len(prompts) < count:
@@ -98,7 +98,7 @@ def loud_prompts(rng: np.random.Generator, count: int = 15) -> list[str]:
     return prompts
 
 
-def web_prompts(rng: np.random.Generator, count: int = 20) -> list[str]:
+def web_prompts(rng: np.random.Generator, count: int = 18) -> list[str]:
     """Comma lists as people post them; two in three name a keyword, in turn over the themes."""
     prompts: list[str] = []
     words = [THEMES[theme][index] for index in range(5) for theme in THEMES if index < len(THEMES[theme])]
@@ -128,7 +128,7 @@ def template_prompts() -> list[str]:
     return [article(template.format(word)) for template, word in zip(TEMPLATES, words, strict=True)]
 
 
-def coco_rows(rng: np.random.Generator, count: int = 60) -> list[Row]:
+def coco_rows(rng: np.random.Generator, count: int = 48) -> list[Row]:
     """Benign captions that all name an object and its colour; every object and colour equally often."""
     rows: list[Row] = []
     while len(rows) < count:

@@ -1,0 +1,135 @@
+"""The methods, presets, samplers and variants that an experiment runs, from its settings and the settings files of methods."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from palimpsest.methods import registry
+from palimpsest.params import Params, Sampler
+
+BASE = "sd"
+UNERASED = "none"
+
+
+@dataclass(frozen=True)
+class Variant:
+    """What a method erases. themes: one, or all; keyword_set: "detailed" | "concise"; images: training images per theme, or 0."""
+
+    theme: str
+    themes: tuple[str, ...]
+    keyword_set: str
+    images: int = 0
+    total_images: int = 0
+
+    @property
+    def name(self) -> str:
+        return UNERASED if self.theme == UNERASED else f"{self.theme}.{self.total_images or self.keyword_set}"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One method with one preset: checked settings and the sampler it generates with."""
+
+    method: str
+    preset: str
+    module: str
+    settings: Mapping[str, Any]
+    sampler: Sampler
+    fits: bool
+    needs: tuple[str, ...]
+
+
+def runs_of(params: Params, folder: Path) -> Iterator[Run]:
+    """All runs of an experiment, the base first. folder: of the methods' settings files.
+
+    Raises BadSettings for methods, presets and overrides that do not exist.
+    """
+    files = registry.settings_files(folder)
+    chosen = params.methods
+    names = sorted(files) if chosen == "all" else list(chosen)
+    for name in [BASE, *(n for n in names if n != BASE)]:
+        if name not in files:
+            raise registry.unknown_method(name, files)
+        file = files[name]
+        info, module = registry.get(file.method).INFO, registry.module_name(file.method)
+        presets = file.run if chosen == "all" or not chosen.get(name) else chosen[name]
+        for preset in presets:
+            overrides = {**params.overrides.get(name, {}), **params.overrides.get(f"{name}/{preset}", {})}
+            settings = registry.settings(name, preset, overrides, files=files).model_dump(mode="json")
+            sampler = params.sampler.model_copy(update=file.samplers.get(preset, {}))
+            yield Run(name, preset, module, settings, sampler, info.fits, tuple(info.needs))
+
+
+def variants_of(params: Params, run: Run) -> list[Variant]:
+    """The variants of a method: per theme and keyword set, or per theme and number of training images."""
+    themes, chosen, sizes = tuple(params.themes), params.variants, params.training_images
+    if run.method == BASE:
+        return [Variant(UNERASED, (), "none")]
+    found = []
+    for theme in chosen.themes:
+        covered = themes if theme == "all" else (theme,)
+        if run.needs:
+            each = [math.ceil(sizes.all / len(themes))] if theme == "all" else sizes.sizes
+            totals = [sizes.all] if theme == "all" else sizes.sizes
+            found += [
+                Variant(theme, covered, "detailed", n, total) for n, total in zip(each, totals, strict=True)
+            ]
+        else:
+            sets = chosen.all_keyword_sets if theme == "all" else chosen.keyword_sets
+            found += [Variant(theme, covered, keyword_set) for keyword_set in sets]
+    return found
+
+
+def target_of(params: Params, variant: Variant) -> dict[str, Any]:
+    """What a step needs to build a methods.contract.Target; keywords None means: read them from the keywords artifact."""
+    themes = []
+    for name in variant.themes:
+        theme = params.themes[name]
+        words: list[str] | None = theme.detailed
+        if variant.keyword_set == "concise":
+            words = theme.concise if params.keywords.concise == "given" else None
+        themes.append({"name": name, "keywords": words, "safe": theme.safe})
+    return {"themes": themes, "retain": params.retain}
+
+
+def suites_for(params: Params, variant: Variant) -> list[str]:
+    """The suites a variant is run on: theme-specific ones for that theme and for "all" only."""
+    return [
+        name for name, suite in params.suites.items() if suite.theme is None or suite.theme in variant.themes
+    ]
+
+
+def identity(sampler: Sampler) -> dict[str, Any]:
+    """The fields of a sampler that decide its images."""
+    return sampler.model_dump(exclude={"batch"})
+
+
+def same(one: Sampler, other: Sampler) -> bool:
+    """Whether two samplers make the same images."""
+    return identity(one) == identity(other)
+
+
+def base_preset(params: Params, sampler: Sampler) -> str:
+    """The preset name of the unerased model under a sampler: every method is compared with a sampler-matched baseline."""
+    if same(sampler, params.sampler):
+        return "default"
+    return f"{sampler.name.replace('+', 'p')}_{sampler.steps}_g{sampler.guidance:g}_{sampler.dtype}"
+
+
+def run_row(params: Params, run: Run, variant: Variant) -> dict[str, Any]:
+    """What the aggregation must know of a method and variant to fill its table."""
+    return {
+        "method": run.method,
+        "preset": run.preset,
+        "variant": variant.name,
+        "theme": variant.theme,
+        "themes": list(variant.themes),
+        "keyword_set": variant.keyword_set,
+        "training_images": variant.total_images,
+        "base": base_preset(params, run.sampler),
+        "suites": suites_for(params, variant),
+    }
