@@ -22,7 +22,7 @@ POOL = 50_000
 DROP = 0.1
 """Share of captions replaced by the empty one, for classifier-free guidance (Ho & Salimans 2022)."""
 SNR_CAP = 5.0
-PLAN = Plan(steps=8_000, lr=1e-3, warmup=200, weight_decay=0.01, ema=0.999, log_every=100, save_every=500)
+PLAN = Plan(steps=5_500, lr=1e-3, warmup=200, weight_decay=0.01, ema=0.999, log_every=100, save_every=500)
 SCHEDULE = {
     "beta_start": 0.00085,
     "beta_end": 0.012,
