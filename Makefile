@@ -43,7 +43,7 @@ $(READY): requirements.txt requirements.in requirements-dev.in pyproject.toml
 	@touch $@
 
 report: $(READY) ## the whole benchmark on the micro world, then its page (EXPERIMENT=tiny: a reduced one)
-	@$(BIN)/snakemake $(OVERLAY) $(ARGS) || { $(BIN)/snakemake $(OVERLAY) partial; \
+	@$(BIN)/snakemake $(ARGS) $(OVERLAY) || { $(BIN)/snakemake partial $(OVERLAY); \
 	  echo "Some cells failed; reports/$(EXPERIMENT)/index.html shows the others and the reasons. Run the same command again to go on." >&2; exit 1; }
 	@echo; echo "The report is ready: open reports/$(EXPERIMENT)/index.html in a browser."
 

@@ -59,3 +59,11 @@ def test_a_third_partys_module_counts_by_its_files(tmp_path, monkeypatch):
     before = closure.digest(["outside"], fresh=True)
     (tmp_path / "outside.py").write_text("x = 2\n")
     assert closure.digest(["outside"], fresh=True) != before
+
+
+def test_a_third_partys_imports_of_ours_are_reachable(tmp_path, monkeypatch):
+    (tmp_path / "borrower.py").write_text("from palimpsest.methods import uce\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert closure.unexpected(["borrower"], ["palimpsest.methods.uce", "palimpsest.plan"]) == [
+        "palimpsest.plan"
+    ]

@@ -115,13 +115,35 @@ def _cached_digest(module: str) -> str:
 def digest(roots: Iterable[str], fresh: bool = False) -> str:
     """Digest of everything reachable from the roots. fresh: read the files again instead of what this process saw first.
 
-    A root outside this package (a third party's method) counts with its own file and its package's files it shares a folder with.
+    A root outside this package (a third party's method) counts with all files of its top package and with what these import of ours.
     """
-    ours = sorted({m for root in roots if _is_ours(root) for m in reachable(root)})
-    theirs = sorted({m for root in roots if not _is_ours(root) for m in _foreign(root)})
+    roots = list(roots)
+    theirs = {m for root in roots if not _is_ours(root) for m in _foreign(root)}
     of = module_digest if fresh else _cached_digest
-    lines = [f"{name} {of(name)}" for name in [*ours, *theirs]]
+    lines = [f"{name} {of(name)}" for name in [*sorted(_ours(roots)), *sorted(theirs)]]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:32]
+
+
+def _ours(roots: Iterable[str]) -> set[str]:
+    """The first-party modules that the roots can load."""
+    found: set[str] = set()
+    for root in roots:
+        starts = (
+            [root] if _is_ours(root) else [m for their in _foreign(root) for m in _imports_of_ours(their)]
+        )
+        found.update(*(reachable(start) for start in starts))
+    return found
+
+
+def _imports_of_ours(module: str) -> set[str]:
+    """The first-party modules that a third party's module names in its imports."""
+    named: set[str] = set()
+    for node in ast.walk(ast.parse(source_path(module).read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            named |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            named |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return {name for name in named if _is_ours(name) and name in _graph().modules}
 
 
 def _is_ours(module: str) -> bool:
@@ -143,5 +165,5 @@ def _foreign(root: str) -> list[str]:
 
 def unexpected(roots: Iterable[str], loaded: Iterable[str]) -> list[str]:
     """First-party modules that were loaded although no root reaches them statically."""
-    allowed = {m for root in roots if _is_ours(root) for m in reachable(root)}
+    allowed = _ours(roots)
     return sorted(m for m in loaded if _is_ours(m) and m not in allowed)

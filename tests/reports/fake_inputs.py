@@ -245,7 +245,10 @@ def write_images(identity: dict[str, Any], folder: Path, n: int) -> tuple[Path, 
     ])  # fmt: skip
     comparisons, judged = folder / f"{name}.parquet", folder / f"{name}.scores.parquet"
     store.write_parquet(
-        pa.Table.from_pylist(rows, schema=schema), comparisons, meta=identity, image_columns=["before", "after"]
+        pa.Table.from_pylist(rows, schema=schema),
+        comparisons,
+        meta=identity,
+        image_columns=["before", "after"],
     )
     store.write_parquet(pl.DataFrame(scores, schema_overrides={"score": pl.Float32}), judged, meta=identity)
     return comparisons, judged

@@ -31,7 +31,16 @@ POOL = 16_000
 ASKED = 3
 """Questions per picture and step; the vision tower runs once for them."""
 WRAPPER = "USER: <image> {question} ASSISTANT: "
-PLAN = Plan(steps=2000, lr=8e-4, warmup=100, weight_decay=0.01, ema=0.99, log_every=50, save_every=200)
+PLAN = Plan(
+    steps=2800,
+    lr=2e-3,
+    slow=(("vision.", 0.15),),
+    warmup=100,
+    weight_decay=0.01,
+    ema=0.99,
+    log_every=50,
+    save_every=200,
+)
 
 
 def build_tokenizer() -> T5Tokenizer:
@@ -98,13 +107,19 @@ def round_trip(vae: AutoencoderKL, images: np.ndarray, seed: int) -> np.ndarray:
     return np.concatenate(parts)
 
 
-def training_pool(vae: AutoencoderKL, seed: int) -> tuple[list[Scene], np.ndarray]:
-    """Scenes and pictures, two thirds of them through the autoencoder."""
+def training_pool(vae: AutoencoderKL, out: Path, seed: int) -> tuple[list[Scene], np.ndarray]:
+    """Scenes and pictures, two thirds of them through the autoencoder; pictures are kept in ``out/pool.safetensors``."""
+    from safetensors.numpy import load_file, save_file
+
     rng = np.random.default_rng(seed + 31)
     scenes = [training_scene(rng, even=bool(rng.random() < 0.4)) for _ in range(POOL)]
-    images = render_all(scenes)
-    cut = POOL * 2 // 3
+    path = out / "pool.safetensors"
+    if path.exists():
+        return scenes, load_file(path)["images"]
+    images, cut = render_all(scenes), POOL * 2 // 3
     images[:cut] = round_trip(vae, images[:cut], seed)
+    out.mkdir(parents=True, exist_ok=True)
+    save_file({"images": images}, path)
     return scenes, images
 
 
@@ -117,7 +132,7 @@ def train(
     keep_memory()
     torch.manual_seed(seed)
     model = build(clip_folder)
-    scenes, images = training_pool(AutoencoderKL.from_pretrained(autoencoder).eval(), seed)
+    scenes, images = training_pool(AutoencoderKL.from_pretrained(autoencoder).eval(), out, seed)
     answers = torch.tensor([model.tokenizer(word)["input_ids"] for word in ("No", "Yes")])
 
     def loss_of(_step: int, rng: np.random.Generator) -> dict[str, torch.Tensor]:

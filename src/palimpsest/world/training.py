@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +19,8 @@ from safetensors.torch import load_file, save_file
 
 @dataclass(frozen=True)
 class Plan:
-    """How long and how fast to train. ``steps`` counts optimiser steps."""
+    """How long and how fast to train. ``steps`` counts optimiser steps; ``slow`` holds prefixes of parameter names and
+    what their learning rate is multiplied by (parts that are already trained)."""
 
     steps: int
     lr: float
@@ -27,6 +29,7 @@ class Plan:
     final_lr: float = 0.02
     clip_norm: float = 1.0
     ema: float = 0.0
+    slow: tuple[tuple[str, float], ...] = ()
     log_every: int = 25
     save_every: int = 200
 
@@ -98,6 +101,18 @@ def load_checkpoint(
     return step
 
 
+def groups_of(model: torch.nn.Module, plan: Plan) -> list[dict[str, Any]]:
+    """Trainable parameters in one group per learning rate, ``factor`` beside each; parameters keep their order."""
+    groups: list[dict[str, Any]] = []
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            factor = next((value for prefix, value in plan.slow if name.startswith(prefix)), 1.0)
+            if not groups or groups[-1]["factor"] != factor:
+                groups.append({"params": [], "factor": factor})
+            groups[-1]["params"].append(parameter)
+    return groups
+
+
 def fit(
     model: torch.nn.Module,
     loss_of: Callable[[int, np.random.Generator], dict[str, torch.Tensor]],
@@ -116,15 +131,16 @@ def fit(
     keep_memory()
     out.mkdir(parents=True, exist_ok=True)
     trained = [p for p in model.parameters() if p.requires_grad]
+    groups = groups_of(model, plan)
     optimiser = torch.optim.AdamW(
-        trained, lr=plan.lr, weight_decay=plan.weight_decay, betas=(0.9, 0.98), fused=True
+        groups, lr=plan.lr, weight_decay=plan.weight_decay, betas=(0.9, 0.98), fused=True
     )
     ema = {n: v.detach().clone() for n, v in model.state_dict().items()} if plan.ema else {}
     start, began = load_checkpoint(out, model, optimiser, ema), time.monotonic()
     means: dict[str, list[float]] = {}
     for step in range(start, plan.steps):
         for group in optimiser.param_groups:
-            group["lr"] = learning_rate(plan, step)
+            group["lr"] = learning_rate(plan, step) * group["factor"]
         losses = loss_of(step, np.random.default_rng([seed, step]))
         optimiser.zero_grad(set_to_none=True)
         losses["loss"].backward()
