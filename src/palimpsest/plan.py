@@ -332,8 +332,12 @@ class Plan:
             p for p in folder.rglob("*") if p.is_file() and p.suffix in (".html", ".css", ".js", ".j2")
         )
         raw = {f"reports/{p.relative_to(folder)}": self._print(str(p)) for p in assets}
+        measured = sorted(
+            p.relative_to(self.root).as_posix() for p in (self.root / "benchmarks/results").glob("*.json")
+        )
+        raw |= {path: self._print(path) for path in measured}
         methods = sorted({run.module for run in self.runs})
-        args = {"params": params.model_dump(mode="json"), "methods": methods}
+        args = {"params": params.model_dump(mode="json"), "methods": methods, "benchmarks": measured}
         self.latest_report = self._cell(
             "report", where, args, [self.aggregate, *scores, *comparisons, *shared], methods, raw
         )

@@ -137,6 +137,7 @@ def run(job: Job) -> None:
         gates=gates,
         keywords=store.read_json(job.one("keywords").path),
         environments=environments(meta["costs"]),
+        benchmarks={Path(path).stem: store.read_json(path) for path in job.args["benchmarks"]},
         methods=[dataclasses.asdict(importlib.import_module(name).INFO) for name in job.args["methods"]],
     )
     folder = job.output.parent
