@@ -50,10 +50,15 @@ def build(tokenizer: CLIPTokenizer) -> CLIPModel:
     return CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=WIDTH))
 
 
-def examples(count: int, seed: int) -> tuple[list[Example], np.ndarray]:
-    """``count`` captioned scenes of the mixture and their renders ``[count, 64, 64, 3]``."""
+def captions(count: int, seed: int) -> list[Example]:
+    """``count`` captioned scenes of the mixture."""
     rng = np.random.default_rng(seed)
-    made = [training_example(rng) for _ in range(count)]
+    return [training_example(rng) for _ in range(count)]
+
+
+def examples(count: int, seed: int) -> tuple[list[Example], np.ndarray]:
+    """The same with their renders ``[count, 64, 64, 3]``."""
+    made = captions(count, seed)
     return made, render_all([example.scene for example in made])
 
 
