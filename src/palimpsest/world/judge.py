@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from palimpsest.detectors.clip_flant5 import ClipFlanT5, Settings, projector
+from palimpsest.detectors.clip_flant5 import ClipFlanT5, Settings, pixels_of, projector
 from palimpsest.world import autoencoder as ae
-from palimpsest.world import clip
+from palimpsest.world import clip, vision
 from palimpsest.world.mixture import training_scene
 from palimpsest.world.questions import all_texts, draw_question, joined
 from palimpsest.world.render import render_all
@@ -32,9 +32,9 @@ ASKED = 3
 """Questions per picture and step; the vision tower runs once for them."""
 WRAPPER = "USER: <image> {question} ASSISTANT: "
 PLAN = Plan(
-    steps=2800,
-    lr=2e-3,
-    slow=(("vision.", 0.15),),
+    steps=1800,
+    lr=1e-3,
+    slow=(("vision.", 0.1), ("project.", 0.3)),
     warmup=100,
     weight_decay=0.01,
     ema=0.99,
@@ -88,10 +88,29 @@ def build(clip_folder: Path) -> ClipFlanT5:
     from transformers import CLIPVisionModel, T5ForConditionalGeneration
 
     tokenizer = build_tokenizer()
-    vision = CLIPVisionModel.from_pretrained(clip_folder)
+    tower = CLIPVisionModel.from_pretrained(clip_folder)
     language = T5ForConditionalGeneration(language_config(len(tokenizer)))
     settings = Settings(wrapper=WRAPPER, image_size=SIZE)
-    return ClipFlanT5(vision, projector(clip.WIDTH, WIDTH), language, tokenizer, settings)
+    return ClipFlanT5(tower, projector(clip.WIDTH, WIDTH), language, tokenizer, settings)
+
+
+@torch.no_grad()
+def calibrate(judge: ClipFlanT5, images: np.ndarray) -> None:
+    """Start the projector so that patches of ``images`` leave it with mean 0 and deviation 1 in every dimension.
+
+    Word embeddings start that way too. Left to plain initialisation, training first grows a large offset that all
+    patches share, and T5's norm then hides what tells them apart.
+    """
+    pixels = pixels_of(torch.from_numpy(images), judge.settings)
+    states = judge.vision(pixel_values=pixels, output_hidden_states=True).hidden_states
+    patches = states[judge.settings.hidden_state][:, 1:].flatten(0, 1)
+    first, activation, second = judge.project
+    torch.nn.init.orthogonal_(first.weight).div_(patches.std(dim=0))
+    first.bias.copy_(-(first.weight @ patches.mean(dim=0)))
+    hidden = activation(first(patches))
+    outputs = hidden @ torch.nn.init.orthogonal_(second.weight).T
+    second.weight.div_(outputs.std(dim=0)[:, None])
+    second.bias.copy_(-outputs.mean(dim=0) / outputs.std(dim=0))
 
 
 @torch.no_grad()
@@ -133,6 +152,8 @@ def train(
     torch.manual_seed(seed)
     model = build(clip_folder)
     scenes, images = training_pool(AutoencoderKL.from_pretrained(autoencoder).eval(), out, seed)
+    vision.warm_up(model.vision, model.settings.hidden_state, scenes, images, out / "vision", seed)
+    calibrate(model, images[:256])
     answers = torch.tensor([model.tokenizer(word)["input_ids"] for word in ("No", "Yes")])
 
     def loss_of(_step: int, rng: np.random.Generator) -> dict[str, torch.Tensor]:
