@@ -35,7 +35,8 @@ def held(process: psutil.Process) -> float:
 
 def measure(command: list[str], folder: Path) -> tuple[float, float, int]:
     """Seconds, peak megabytes and exit status of a command."""
-    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": path, "PYTHONPATH": str(folder / "src")}
     began, peak = time.perf_counter(), 0.0
     with subprocess.Popen(command, cwd=folder, env=environment, stdin=subprocess.DEVNULL) as running:
         watched = psutil.Process(running.pid)
