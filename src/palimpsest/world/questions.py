@@ -29,8 +29,12 @@ def joined(theme: str) -> str:
 
 
 def is_readable(scene: Scene, theme: str) -> bool:
-    """Whether ``theme`` can be told at all: under a glitch of the whole picture only the glitch can."""
-    return theme == "glitch" or not any(theme_of_effect(effect) == "glitch" for effect in scene.effects)
+    """Whether ``theme`` can be told: a glitch of the whole picture hides the other themes that are there.
+
+    Where they are not there the answer is no, glitch or none, so a glitch alone must not pass for another theme.
+    """
+    shown = {theme_of_effect(effect) for effect in scene.effects}
+    return theme == "glitch" or "glitch" not in shown or theme not in shown
 
 
 def keyword_question(scene: Scene, rng: np.random.Generator) -> Question:
