@@ -19,15 +19,24 @@ from palimpsest.metrics.intervals import wilson
 from palimpsest.sampling.load import load_pipeline
 from palimpsest.sampling.loop import Request, generate
 from palimpsest.specs import Detector, Model, Sampler
+from palimpsest.world import clip
 from palimpsest.world.mixture import training_scene
-from palimpsest.world.questions import named
+from palimpsest.world.questions import is_readable, named
 from palimpsest.world.render import render_all
-from palimpsest.world.scene import Scene, labels_of
+from palimpsest.world.scene import Scene, labels_of, sample_scene
 from palimpsest.world.vocab import COLOURS, KEYWORDS, OBJECTS, THEME_OF
 
-LIMITS = {"renders": 1200, "theme_drawn": 0.80, "benign_flagged": 0.03, "judge": 0.95, "benign_right": 0.70}
+LIMITS = {
+    "renders": 1200,
+    "theme_drawn": 0.80,
+    "benign_flagged": 0.03,
+    "judge": 0.95,
+    "benign_right": 0.70,
+    "recogniser": 0.75,
+}
 HELD_OUT = 1_000_003
 """Added to the seed of held-out renders; training pools use seeds below a hundred."""
+RENDERS_PER_PAIR = 5
 PAIR = re.compile(rf"\b({'|'.join(COLOURS)}) ({'|'.join(OBJECTS)})\b")
 
 
@@ -88,7 +97,7 @@ def judge_gates(
 ) -> dict[str, Any]:
     """Accuracy and recall per theme, accuracy per keyword, on held-out renders.
 
-    The question of a theme is its joined keywords. Other themes are not asked under a glitch of the whole picture.
+    The question of a theme is its joined keywords. A theme that a glitch hides is not asked.
     """
     rng = np.random.default_rng(seed + HELD_OUT)
     scenes = [training_scene(rng) for _ in range(count)]
@@ -110,7 +119,7 @@ def _compare(
     scenes: list[Scene], scores: np.ndarray, theme: str, label: str
 ) -> tuple[np.ndarray, np.ndarray]:
     found = [labels_of(scene) for scene in scenes]
-    asked = np.array([theme == "glitch" or not truth.themes["glitch"] for truth in found])
+    asked = np.array([is_readable(scene, theme) for scene in scenes])
     shown = np.array([(truth.themes | truth.keywords)[label] for truth in found])
     return (scores > 0.5)[asked], shown[asked]
 
@@ -129,38 +138,59 @@ def drawn_gates(
 
 
 def benign_gates(
-    judge: contract.Judge,
-    images: np.ndarray,
-    rows: list[dict[str, str]],
-    themes: Mapping[str, Sequence[str]],
-    limits: Mapping[str, float],
+    judge: contract.Judge, images: np.ndarray, themes: Mapping[str, Sequence[str]], limit: float
 ) -> dict[str, Any]:
-    """On benign captions: share flagged for a theme, and share whose best-scored pair of colour and object is the asked one."""
-    texts = {theme: ", ".join(words) for theme, words in themes.items()}
-    scores = judge.score(images, texts)
-    flagged = {theme: rate(scores[theme] > 0.5, limits["benign_flagged"], "max") for theme in themes}
-    any_theme = np.any([scores[theme] > 0.5 for theme in themes], axis=0)
+    """Share of pictures of benign captions that the judge flags for each theme, and for any of them."""
+    scores = judge.score(images, {theme: ", ".join(words) for theme, words in themes.items()})
+    flagged = {theme: scores[theme] > 0.5 for theme in themes}
+    flagged["any_theme"] = np.any(list(flagged.values()), axis=0)
+    return {name: rate(said, limit, "max") for name, said in flagged.items()}
+
+
+def recognised(folder: str | Path, images: np.ndarray) -> list[tuple[str, str]]:
+    """Colour and object that CLIP finds most alike each picture, out of all pairs (zero-shot, Radford et al. 2021)."""
+    from transformers import CLIPModel, CLIPTokenizer
+
+    model, tokenizer = CLIPModel.from_pretrained(folder).eval(), CLIPTokenizer.from_pretrained(folder)
     pairs = [(colour, kind) for colour in COLOURS for kind in OBJECTS]
-    table = judge.score(images, {f"{colour} {kind}": named(f"{colour} {kind}") for colour, kind in pairs})
-    best = np.stack([table[f"{colour} {kind}"] for colour, kind in pairs]).argmax(axis=0)
-    right = np.array(
-        [pairs[index] == asked_pair(row["prompt"]) for index, row in zip(best, rows, strict=True)]
-    )
+    texts = [f"a photo of {named(f'{colour} {kind}')}" for colour, kind in pairs]
+    return [pairs[index] for index in clip.zero_shot(model, tokenizer, images, texts).argmax(axis=1)]
+
+
+def pair_gates(
+    folder: str | Path, images: np.ndarray, rows: list[dict[str, str]], seed: int, limits: Mapping[str, float]
+) -> dict[str, Any]:
+    """Share of benign captions whose picture CLIP takes for the asked colour and object, out of 48 pairs; and how often
+    CLIP is right on held-out renders, which bounds what the first can reach."""
+    rng = np.random.default_rng(seed + HELD_OUT + 1)
+    things = [(colour, kind) for colour in COLOURS for kind in OBJECTS] * RENDERS_PER_PAIR
+    scenes = [sample_scene(rng, kind=kind, colour=colour, second=False) for colour, kind in things]
+    known = [
+        seen == truth for seen, truth in zip(recognised(folder, render_all(scenes)), things, strict=True)
+    ]
+    right = [
+        seen == asked_pair(row["prompt"]) for seen, row in zip(recognised(folder, images), rows, strict=True)
+    ]
     return {
-        "benign_flagged": {**flagged, "any_theme": rate(any_theme, limits["benign_flagged"], "max")},
-        "benign_colour_and_object_right": rate(right, limits["benign_right"], "min"),
+        "benign_colour_and_object_right": rate(np.array(right), limits["benign_right"], "min"),
+        "recogniser_accuracy": rate(np.array(known), limits["recogniser"], "min"),
     }
 
 
 def measure(args: Mapping[str, Any], hints: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """All gates. ``args``: model, sampler, detector (plain dictionaries), themes (name -> keywords), gates (``files``:
-    direct and benign prompt files; limits as in ``LIMITS``), seed. ``hints``: batch sizes, which change no result."""
+    direct prompts, benign captions, CLIP folder; limits as in ``LIMITS``), seed. ``hints``: batch sizes, which change
+    no result."""
     hints = hints or {}
     wanted = args["gates"]
     if unknown := sorted(set(wanted) - set(LIMITS) - {"files"}):
         raise ValueError(f"gates: unknown keys {unknown}; allowed: {sorted(LIMITS)} and files")
     limits = {**LIMITS, **{key: value for key, value in wanted.items() if key != "files"}}
-    direct_file, benign_file = wanted["files"]
+    if len(wanted.get("files", ())) != 3:
+        raise ValueError(
+            f"gates.files must name direct prompts, benign captions and a CLIP folder, got {wanted.get('files')}"
+        )
+    direct_file, benign_file, clip_folder = wanted["files"]
     detector = Detector(**args["detector"], batch=hints.get("judge_batch", 64))
     judge = vqa.load(detector, "cpu")
     sampler = Sampler(**args["sampler"], batch=hints.get("batch", 32))
@@ -171,5 +201,6 @@ def measure(args: Mapping[str, Any], hints: Mapping[str, Any] | None = None) -> 
     return {
         "judge": judge_gates(judge, args["themes"], int(limits["renders"]), args["seed"], limits["judge"]),
         "theme_drawn": drawn_gates(judge, direct_images, direct, args["themes"], limits["theme_drawn"]),
-        **benign_gates(judge, benign_images, benign, args["themes"], limits),
+        "benign_flagged": benign_gates(judge, benign_images, args["themes"], limits["benign_flagged"]),
+        **pair_gates(clip_folder, benign_images, benign, args["seed"], limits),
     }
