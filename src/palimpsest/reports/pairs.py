@@ -95,7 +95,9 @@ def read_scores(paths: Sequence[Path], theme: str, params: Params) -> dict[str, 
     return out
 
 
-def read_images(paths: Sequence[Path], wanted: Sequence[str], side: Literal["before", "after"]) -> dict[str, Row]:
+def read_images(
+    paths: Sequence[Path], wanted: Sequence[str], side: Literal["before", "after"]
+) -> dict[str, Row]:
     """Rows of comparisons by image id, the image of one side as `image`; only the row groups that hold a wanted image are read."""
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
@@ -113,7 +115,9 @@ def read_images(paths: Sequence[Path], wanted: Sequence[str], side: Literal["bef
                     pc.is_in(table.column("image_id"), _strings(wanted, table.schema.field("image_id").type))
                 )
                 out.update(
-                    (row["image_id"], {**row, "image": row.pop(side)}) for row in kept.to_pylist() if row["pair_theme"]
+                    (row["image_id"], {**row, "image": row.pop(side)})
+                    for row in kept.to_pylist()
+                    if row["pair_theme"]
                 )
     return out
 
