@@ -32,7 +32,7 @@ ASKED = 3
 """Questions per picture and step; the vision tower runs once for them."""
 WRAPPER = "USER: <image> {question} ASSISTANT: "
 PLAN = Plan(
-    steps=2800,
+    steps=2300,
     lr=1e-3,
     slow=(("vision.", 0.1), ("project.", 0.3)),
     warmup=100,
