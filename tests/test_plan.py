@@ -130,3 +130,13 @@ def test_every_pattern_is_told_apart_by_its_step(base):
     for path, cell in base.cells.items():
         assert seen.setdefault(path, cell.step) == cell.step
         assert cell.key in path
+
+
+def test_every_cell_of_a_derived_keyword_set_reads_the_keywords(base):
+    cells = [
+        c
+        for c in base.cells.values()
+        if c.step in ("erase", "generate") and c.where["variant"].endswith(".concise")
+    ]
+    assert {c.step for c in cells} == {"erase", "generate"}
+    assert all("keywords" in {i.step for i in c.inputs} for c in cells)

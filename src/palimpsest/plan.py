@@ -222,7 +222,7 @@ class Plan:
     def _judged(self, run: Run, variant: Variant, suite: str, prompts: Cell) -> list[tuple[Cell, list[Cell]]]:
         """Per shard: the generations of one method on one suite, and the scores of every detector."""
         artifact = self._erase(run, variant)
-        upstream = [prompts, *artifact, *([] if artifact else self._keyword_inputs(variant))]
+        upstream = [prompts, *artifact, *self._keyword_inputs(variant)]
         cells = []
         for shard in range(self.shards(suite)):
             args = {
