@@ -18,6 +18,8 @@ THEMES = {"uncased": {"detailed": ["uncased", "gears"], "concise": ["gears"], "s
 
 @pytest.fixture(autouse=True)
 def _here(tmp_path, monkeypatch):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/reference").symlink_to(Path(__file__).parents[1] / "data/reference")
     monkeypatch.chdir(tmp_path)
 
 
