@@ -130,7 +130,7 @@ def test_picking_follows_the_hash_and_prefers_unsafe_images() -> None:
 def test_verdict_labels_follow_the_rule() -> None:
     assert pairs.verdict_labels("glitch", fake_inputs.settings()) == ["theme/glitch"]
     texts = fake_inputs.settings(rules={"joined": {"texts": {"glitch": "noise"}}})
-    assert pairs.verdict_labels("glitch", texts) == ["text/noise"]
+    assert pairs.verdict_labels("glitch", texts) == ["text/glitch/joined"]
     keywords = fake_inputs.settings(rules={"joined": None})
     assert pairs.verdict_labels("glitch", keywords) == ["keyword/glitch", "keyword/static"]
 

@@ -72,12 +72,10 @@ def files(
 
 def verdict_labels(theme: str, params: Params) -> list[str]:
     """The score labels whose largest value judges the theme under the first rule."""
-    rule = params.rules[select.headline(params)[1]]
-    if theme in rule.texts:
-        return [f"text/{rule.texts[theme]}"]
-    if rule.kind == "any_keyword":
-        return [f"keyword/{word}" for word in params.themes[theme].detailed]
-    return [f"theme/{theme}"]
+    from palimpsest.detectors.rules import labels
+
+    name = select.headline(params)[1]
+    return labels(theme, params.themes[theme].detailed, name, params.rules[name])
 
 
 def read_scores(paths: Sequence[Path], theme: str, params: Params) -> dict[str, float]:
