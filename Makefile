@@ -25,6 +25,8 @@ export DVC_NO_ANALYTICS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 export MPLBACKEND ?= Agg
 export PIP_DISABLE_PIP_VERSION_CHECK ?= 1
+# Without stored bytecode every start of Python compiles torch, diffusers and transformers anew: 13 s instead of 4.
+unexport PYTHONDONTWRITEBYTECODE
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .PHONY: help setup report test test-slow lint format types world lock clean distclean

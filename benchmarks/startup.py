@@ -39,8 +39,7 @@ def spec(model: str, number: int) -> dict[str, object]:
         "args": args,
         "inputs": [],
         "output": f".palimpsest/startup/{number}.parquet",
-        "roots": list(ROOTS),
-        "code": closure.digest(ROOTS),
+        **closure.stamp(ROOTS),
         "recipe": {},
         "hints": {"batch": 1, "threads": 1},
     }

@@ -32,8 +32,7 @@ def spec(**changes):
         "args": {"themes": THEMES, "keywords": {"concise": "given", "threshold": 50.0}},
         "inputs": [],
         "output": "data/shared/keywords/sets.0123456789abcdef.json",
-        "roots": list(ROOTS),
-        "code": closure.digest(ROOTS),
+        **closure.stamp(ROOTS),
         "recipe": {"step": "keywords"},
         "hints": {"threads": 1},
     }
@@ -57,7 +56,7 @@ def test_a_job_writes_its_artifact_with_recipe_and_environment():
 
 
 def test_code_that_is_not_the_plans_stores_nothing_and_is_recorded():
-    asked = spec(code="0" * 32)
+    asked = spec(code="0" * 32, sources="0" * 32)
     done = in_process(asked)
     assert done.returncode != 0 and "the code changed since the plan of this run was made" in done.stderr
     assert not os.path.exists(asked["output"])
@@ -65,16 +64,20 @@ def test_code_that_is_not_the_plans_stores_nothing_and_is_recorded():
     assert record["status"] == "error" and "CodeChanged" in record["reason"]
 
 
+def test_code_that_reads_otherwise_but_means_the_same_is_the_plans():
+    asked = spec(sources="0" * 32)
+    assert in_process(asked).returncode == 0 and os.path.exists(asked["output"])
+
+
 def test_an_import_the_plan_did_not_count_stores_nothing():
-    roots = ["palimpsest.job"]
-    done = in_process(spec(roots=roots, code=closure.digest(roots)))
+    done = in_process(spec(**closure.stamp(("palimpsest.job",))))
     assert (
         done.returncode != 0 and "palimpsest.steps.keywords" in done.stderr and "not reachable" in done.stderr
     )
 
 
 def test_a_success_clears_the_record_of_an_earlier_failure():
-    in_process(spec(code="0" * 32))
+    in_process(spec(code="0" * 32, sources="0" * 32))
     assert job.failure_path("0123456789abcdef").exists()
     in_process(spec())
     assert not job.failure_path("0123456789abcdef").exists()
@@ -96,7 +99,12 @@ def test_the_fork_server_makes_the_same_artifact_and_reports_failures(server, tm
     asked = spec()
     assert forkserver.ask(asked, tmp_path / "log") == 0
     assert store.read_json(asked["output"])["themes"]["uncased"]["concise"] == ["gears"]
-    failing = spec(key="f" * 16, code="0" * 32, output="data/shared/keywords/sets.ffffffffffffffff.json")
+    failing = spec(
+        key="f" * 16,
+        code="0" * 32,
+        sources="0" * 32,
+        output="data/shared/keywords/sets.ffffffffffffffff.json",
+    )
     assert forkserver.ask(failing, tmp_path / "log") == 1
     assert "the code changed" in (tmp_path / "log").read_text()
     assert oct(forkserver.SOCKET.stat().st_mode)[-3:] == "600"

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+from palimpsest import closure
+
 HEX = 16
 PATTERNS = {
     "prompts": "data/shared/prompts/{suite}.{key}.parquet",
@@ -73,8 +75,7 @@ class Cell:
             "args": dict(self.args),
             "inputs": [{"step": c.step, "where": dict(c.where), "path": c.path} for c in self.inputs],
             "output": self.path,
-            "roots": list(self.roots),
-            "code": self.code,
+            **closure.stamp(self.roots),
             "recipe": self.recipe,
             "hints": dict(self.hints),
         }

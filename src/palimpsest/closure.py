@@ -100,16 +100,32 @@ def source_path(module: str) -> Path:
     raise ValueError(f"module {module!r} has no source file")
 
 
+def _read(module: str) -> bytes:
+    return source_path(module).read_bytes()
+
+
+_first_read = cache(_read)
+
+
 def module_digest(module: str) -> str:
     """Digest of one module's code, read afresh from disk."""
-    return hashlib.sha256(
-        flat(ast.parse(source_path(module).read_text(encoding="utf-8"))).encode()
-    ).hexdigest()
+    return _meaning(_read(module))
+
+
+def _meaning(source: bytes) -> str:
+    return hashlib.sha256(flat(ast.parse(source)).encode()).hexdigest()
 
 
 @cache
 def _cached_digest(module: str) -> str:
-    return module_digest(module)
+    return _meaning(_first_read(module))
+
+
+def modules(roots: Iterable[str]) -> tuple[str, ...]:
+    """Everything that counts for the roots, sorted: our modules they can load, then the files of a third party's package."""
+    roots = list(roots)
+    theirs = {m for root in roots if not _is_ours(root) for m in _foreign(root)}
+    return (*sorted(_ours(roots)), *sorted(theirs))
 
 
 def digest(roots: Iterable[str], fresh: bool = False) -> str:
@@ -117,10 +133,30 @@ def digest(roots: Iterable[str], fresh: bool = False) -> str:
 
     A root outside this package (a third party's method) counts with all files of its top package and with what these import of ours.
     """
-    roots = list(roots)
-    theirs = {m for root in roots if not _is_ours(root) for m in _foreign(root)}
     of = module_digest if fresh else _cached_digest
-    lines = [f"{name} {of(name)}" for name in [*sorted(_ours(roots)), *sorted(theirs)]]
+    return _short(f"{name} {of(name)}" for name in modules(roots))
+
+
+def bytes_digest(names: Iterable[str], fresh: bool = False) -> str:
+    """Digest of the files of these modules as they are, comments and all: equal bytes are equal code, and need no parsing to know it."""
+    read = _read if fresh else _first_read
+    return _short(f"{name} {hashlib.sha256(read(name)).hexdigest()}" for name in names)
+
+
+@cache
+def stamp(roots: tuple[str, ...]) -> dict[str, Any]:
+    """What a job must know to see whether the code is still that of its plan (palimpsest.job): the roots, the digest of what their code
+    means, the modules that count, and the digest of their bytes."""
+    names = modules(roots)
+    return {
+        "roots": list(roots),
+        "code": digest(roots),
+        "modules": list(names),
+        "sources": bytes_digest(names),
+    }
+
+
+def _short(lines: Iterable[str]) -> str:
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:32]
 
 
@@ -163,7 +199,7 @@ def _foreign(root: str) -> list[str]:
     return [".".join(parts[:-1] if parts[-1] == "__init__" else parts) for parts in names]
 
 
-def unexpected(roots: Iterable[str], loaded: Iterable[str]) -> list[str]:
-    """First-party modules that were loaded although no root reaches them statically."""
-    allowed = _ours(roots)
-    return sorted(m for m in loaded if _is_ours(m) and m not in allowed)
+def unexpected(counted: Iterable[str], loaded: Iterable[str]) -> list[str]:
+    """First-party modules that were loaded although they are not among those counted."""
+    counted = set(counted)
+    return sorted(m for m in loaded if _is_ours(m) and m not in counted)

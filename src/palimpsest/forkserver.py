@@ -23,11 +23,19 @@ from pathlib import Path
 from typing import Any
 
 SOCKET = Path(".palimpsest/forkserver.sock")
-# What the heavy steps import; all of it before any thread exists, because only then is a fork safe.
+# What the steps import, none of it used before the fork: torch's and polars' thread pools start with their first work, in the child.
+# The few threads that exist (allocators' housekeeping) belong to allocators that prepare for forks themselves.
 PRELOAD = (
+    "numpy",
+    "PIL.Image",
+    "PIL.PngImagePlugin",
+    "pydantic",
+    "pandas",  # by pyarrow, whenever it is given a list
+    "pyarrow.compute",
+    "pyarrow.parquet",
+    "polars",
     "torch",
     "safetensors.torch",
-    "PIL.Image",
     "diffusers.models.unets.unet_2d_condition",
     "diffusers.models.autoencoders.autoencoder_kl",
     "diffusers.schedulers.scheduling_dpmsolver_multistep",
@@ -35,6 +43,7 @@ PRELOAD = (
     "transformers.models.clip.modeling_clip",
     "transformers.models.clip.tokenization_clip",
     "transformers.models.t5.modeling_t5",
+    "transformers.models.t5.tokenization_t5",
 )
 
 

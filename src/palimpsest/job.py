@@ -43,7 +43,10 @@ class Input:
 
 @dataclass
 class Job:
-    """One cell being made. hints: settings that change no result (batch size), so they are not in the key."""
+    """One cell being made. hints: settings that change no result (batch size), so they are not in the key.
+
+    code: digest of what the code of `modules` means, sources: of its bytes (see palimpsest.closure).
+    """
 
     step: str
     where: Mapping[str, str]
@@ -53,6 +56,8 @@ class Job:
     output: Path
     roots: Sequence[str]
     code: str
+    modules: Sequence[str]
+    sources: str
     recipe: Mapping[str, Any]
     hints: Mapping[str, Any] = field(default_factory=dict)
     started: float = field(default_factory=time.perf_counter)
@@ -78,11 +83,12 @@ class Job:
 
     def check(self) -> None:
         """Raise CodeChanged when the code on disk or the modules loaded are not those of the plan."""
-        if closure.digest(self.roots, fresh=True) != self.code:
+        same = closure.bytes_digest(self.modules, fresh=True) == self.sources
+        if not same and closure.digest(self.roots, fresh=True) != self.code:
             raise CodeChanged(
                 f"{self.output}: the code changed since the plan of this run was made; nothing was stored. Run `snakemake` again."
             )
-        extra = [m for m in closure.unexpected(self.roots, list(sys.modules)) if m not in DRIVER]
+        extra = [m for m in closure.unexpected(self.modules, list(sys.modules)) if m not in DRIVER]
         if extra:
             raise CodeChanged(
                 f"{self.output}: {extra} were imported at run time but are not reachable from {list(self.roots)} by plain imports, "

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -63,7 +62,16 @@ class Plan:
         hints: Mapping[str, Any] | None = None,
     ) -> Cell:
         modules = (f"palimpsest.steps.{step}", "palimpsest.job", *roots)
-        cell = Cell(step, dict(where), args, modules, _digest(modules), raw or {}, tuple(inputs), hints or {})
+        cell = Cell(
+            step,
+            dict(where),
+            args,
+            modules,
+            closure.stamp(modules)["code"],
+            raw or {},
+            tuple(inputs),
+            hints or {},
+        )
         return self.cells.setdefault(cell.path, cell)
 
     def _print(self, path: str, revision: str | None = None) -> str:
@@ -369,11 +377,6 @@ class Plan:
             found[cell.path] = cell
             stack += cell.inputs
         return [cell for path, cell in self.cells.items() if path in found]
-
-
-@cache
-def _digest(modules: tuple[str, ...]) -> str:
-    return closure.digest(modules)
 
 
 def _detector_args(detector: Any) -> dict[str, Any]:

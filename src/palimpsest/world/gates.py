@@ -18,6 +18,7 @@ from palimpsest.detectors import contract, vqa
 from palimpsest.metrics.intervals import wilson
 from palimpsest.sampling.load import load_pipeline
 from palimpsest.sampling.loop import Request, generate
+from palimpsest.sampling.noise import image_seed
 from palimpsest.specs import Detector, Model, Sampler
 from palimpsest.world import clip
 from palimpsest.world.mixture import training_scene
@@ -30,6 +31,7 @@ LIMITS = {
     "renders": 1200,
     "theme_drawn": 0.80,
     "benign_flagged": 0.03,
+    "benign_seeds": 5,
     "judge": 0.95,
     "benign_right": 0.70,
     "recogniser": 0.75,
@@ -73,6 +75,18 @@ def read_rows(path: str | Path, columns: Sequence[str]) -> list[dict[str, str]]:
     return rows
 
 
+def seeded(rows: list[dict[str, str]], count: int, base_seed: int) -> list[dict[str, str]]:
+    """Benign rows ``count`` times: first with their own seeds, then with ``count - 1`` others. A share of 3 % cannot be seen in 48
+    pictures."""
+    own = [{**row, "seed": row["evaluation_seed"]} for row in rows]
+    more = [
+        {**row, "seed": str(image_seed(base_seed, "gates-benign", index, repetition))}
+        for repetition in range(1, count)
+        for index, row in enumerate(rows)
+    ]
+    return own + more
+
+
 def asked_pair(prompt: str) -> tuple[str, str]:
     """Colour and object a benign caption asks for. Raises ``ValueError`` when it names none."""
     found = PAIR.search(prompt.lower())
@@ -83,11 +97,11 @@ def asked_pair(prompt: str) -> tuple[str, str]:
     return found.group(1), found.group(2)
 
 
-def pictures(model: Mapping[str, Any], sampler: Sampler, rows: list[dict[str, str]], seed: str) -> np.ndarray:
-    """Generated images of prompt rows: uint8 ``[n, h, w, 3]``."""
+def pictures(model: Mapping[str, Any], sampler: Sampler, rows: list[dict[str, str]]) -> np.ndarray:
+    """Generated images of rows with prompt and seed: uint8 ``[n, h, w, 3]``."""
     spec = Model.model_validate(model)
     pipeline = load_pipeline(spec)
-    requests = [Request(str(i), row["prompt"], int(row[seed])) for i, row in enumerate(rows)]
+    requests = [Request(str(i), row["prompt"], int(row["seed"])) for i, row in enumerate(rows)]
     images = [made.image for made in generate(pipeline, requests, sampler, spec.resolution)]
     return np.stack([image for image in images if image is not None])
 
@@ -195,9 +209,11 @@ def measure(args: Mapping[str, Any], hints: Mapping[str, Any] | None = None) -> 
     judge = vqa.load(detector, "cpu")
     sampler = Sampler(**args["sampler"], batch=hints.get("batch", 32))
     direct = read_rows(direct_file, ("prompt", "seed", "theme"))
-    benign = read_rows(benign_file, ("prompt", "evaluation_seed"))
-    direct_images = pictures(args["model"], sampler, direct, "seed")
-    benign_images = pictures(args["model"], sampler, benign, "evaluation_seed")
+    benign = seeded(
+        read_rows(benign_file, ("prompt", "evaluation_seed")), int(limits["benign_seeds"]), args["seed"]
+    )
+    direct_images = pictures(args["model"], sampler, direct)
+    benign_images = pictures(args["model"], sampler, benign)
     return {
         "judge": judge_gates(judge, args["themes"], int(limits["renders"]), args["seed"], limits["judge"]),
         "theme_drawn": drawn_gates(judge, direct_images, direct, args["themes"], limits["theme_drawn"]),

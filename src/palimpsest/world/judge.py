@@ -27,7 +27,10 @@ if TYPE_CHECKING:
     from transformers import T5Config, T5Tokenizer
 
 WIDTH = 128
-POOL = 16_000
+POOL = 40_000
+"""Pictures to train on; with 16,000 the judge had seen some twenty yellow cars by the sea and took sunlit ones for sparks."""
+EVEN_SHARE = 0.7
+"""Share of scenes with every kind of object equally often, not mostly robots."""
 ASKED = 3
 """Questions per picture and step; the vision tower runs once for them."""
 WRAPPER = "USER: <image> {question} ASSISTANT: "
@@ -88,7 +91,7 @@ def build(clip_folder: Path) -> ClipFlanT5:
     from transformers import CLIPVisionModel, T5ForConditionalGeneration
 
     tokenizer = build_tokenizer()
-    tower = CLIPVisionModel.from_pretrained(clip_folder)
+    tower = CLIPVisionModel.from_pretrained(clip_folder, dtype=torch.float32)
     language = T5ForConditionalGeneration(language_config(len(tokenizer)))
     settings = Settings(wrapper=WRAPPER, image_size=SIZE)
     return ClipFlanT5(tower, projector(clip.WIDTH, WIDTH), language, tokenizer, settings)
@@ -131,7 +134,7 @@ def training_pool(vae: AutoencoderKL, out: Path, seed: int) -> tuple[list[Scene]
     from safetensors.numpy import load_file, save_file
 
     rng = np.random.default_rng(seed + 31)
-    scenes = [training_scene(rng, even=bool(rng.random() < 0.4)) for _ in range(POOL)]
+    scenes = [training_scene(rng, even=bool(rng.random() < EVEN_SHARE)) for _ in range(POOL)]
     path = out / "pool.safetensors"
     if path.exists():
         return scenes, load_file(path)["images"]
