@@ -74,6 +74,7 @@ rule world_judge:
     input:
         autoencoder=rules.world_decoder.output,
         clip=rules.world_clip.output,
+        unet=rules.world_unet.output,
     output:
         f"{WORLD}/judge/vqa/projector.safetensors",
     log:

@@ -129,3 +129,14 @@ def test_the_judge_tokenizer_knows_its_words_and_ends_every_text():
 def test_parts_that_are_not_trained_are_named_with_the_command(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"palimpsest\.world\.train decoder"):
         assemble.assemble(tmp_path, tmp_path / "micro")
+
+
+def test_shifted_colours_stay_colours_and_a_fifth_of_the_pictures_stay_as_they_are():
+    from palimpsest.world.judge import shift_colours
+
+    pixels = torch.rand(400, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    shifted = shift_colours(pixels, np.random.default_rng(0))
+    assert shifted.shape == pixels.shape and shifted.min() >= 0 and shifted.max() <= 1
+    kept = (shifted - pixels).abs().amax(dim=(1, 2, 3)) < 1e-6
+    assert 0.1 < kept.float().mean() < 0.3
+    assert (shifted - pixels).abs().amax() > 0.2

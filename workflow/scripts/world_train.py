@@ -17,7 +17,7 @@ arguments = [
     "--threads",
     str(spec.threads),
 ]
-for part in ("autoencoder", "clip"):
+for part in ("autoencoder", "clip", "unet"):
     path = getattr(spec.input, part, None)
     if path is not None:
         arguments += [f"--{part}", str(Path(str(path)).parent)]

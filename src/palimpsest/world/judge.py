@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,12 +15,12 @@ from torch.nn import functional
 
 from palimpsest.detectors.clip_flant5 import ClipFlanT5, Settings, pixels_of, projector
 from palimpsest.world import autoencoder as ae
-from palimpsest.world import clip, vision
+from palimpsest.world import clip, redraw, vision
 from palimpsest.world.mixture import training_scene
 from palimpsest.world.questions import all_texts, draw_question, joined
 from palimpsest.world.render import render_all
 from palimpsest.world.scene import Scene, labels_of
-from palimpsest.world.training import Plan, fit, keep_memory
+from palimpsest.world.training import Plan, fit, keep_memory, steps_done
 from palimpsest.world.vocab import SIZE, THEMES
 
 if TYPE_CHECKING:
@@ -44,6 +45,19 @@ PLAN = Plan(
     log_every=50,
     save_every=200,
 )
+REDRAWN = 6_000
+REFINE = Plan(
+    steps=1800,
+    lr=5e-4,
+    slow=(("vision.", 0.3), ("project.", 0.5)),
+    warmup=50,
+    weight_decay=0.01,
+    ema=0.99,
+    log_every=50,
+    save_every=200,
+)
+"""Afterwards, on pictures drawn again by the denoiser beside as many of the first pool, all with shifted colours: guidance makes colours
+stronger or paler than any render, and a judge that never saw that takes a pale yellow lamp for sparks."""
 
 
 def build_tokenizer() -> T5Tokenizer:
@@ -145,8 +159,29 @@ def training_pool(vae: AutoencoderKL, out: Path, seed: int) -> tuple[list[Scene]
     return scenes, images
 
 
+def redrawn_pool(
+    out: Path, seed: int, autoencoder: Path, clip_folder: Path, unet: Path
+) -> tuple[list[Scene], np.ndarray]:
+    """Scenes and pictures that the denoiser drew again; kept in ``out/redrawn.safetensors``."""
+    from safetensors.numpy import load_file, save_file
+
+    path = out / "redrawn.safetensors"
+    if path.exists():
+        return redraw.scenes(REDRAWN, seed + 57), load_file(path)["images"]
+    pipeline = redraw.pipeline_of(autoencoder, clip_folder, unet)
+    scenes, images = redraw.redrawn(pipeline, REDRAWN, seed + 57)
+    save_file({"images": images}, path)
+    return scenes, images
+
+
 def train(
-    out: Path, seed: int, autoencoder: Path, clip_folder: Path, minutes: float | None = None, batch: int = 32
+    out: Path,
+    seed: int,
+    autoencoder: Path,
+    clip_folder: Path,
+    unet: Path,
+    minutes: float | None = None,
+    batch: int = 32,
 ) -> ClipFlanT5:
     """Train on balanced yes/no questions; saves ``out/vqa``. The answers are ``Yes </s>`` and ``No </s>``."""
     from diffusers import AutoencoderKL
@@ -157,13 +192,45 @@ def train(
     scenes, images = training_pool(AutoencoderKL.from_pretrained(autoencoder).eval(), out, seed)
     vision.warm_up(model.vision, model.settings.hidden_state, scenes, images, out / "vision", seed)
     calibrate(model, images[:256])
+    model.load_state_dict(fit(model, asking(model, scenes, images, batch), PLAN, out, seed, minutes=minutes))
+    if steps_done(out) < PLAN.steps:  # out of minutes: the next call goes on from here
+        return model
+    smooth = build(clip_folder).eval()
+
+    def after(_step: int, average: dict[str, torch.Tensor]) -> None:
+        smooth.load_state_dict(average)
+        smooth.save(out / "vqa")
+
+    again, drawn = redrawn_pool(out, seed, autoencoder, clip_folder, unet)
+    half = (
+        POOL * 2 // 3 - REDRAWN // 2
+    )  # the place where the pool goes over from decoded pictures to plain renders
+    scenes, images = (
+        again + scenes[half : half + REDRAWN],
+        np.concatenate([drawn, images[half : half + REDRAWN]]),
+    )
+    refining = asking(model, scenes, images, batch, shift_colours)
+    model.load_state_dict(fit(model, refining, REFINE, out / "refine", seed + 1, after, minutes))
+    model.eval().save(out / "vqa")
+    return model
+
+
+def asking(
+    model: ClipFlanT5,
+    scenes: list[Scene],
+    images: np.ndarray,
+    batch: int,
+    change: Callable[[torch.Tensor, np.random.Generator], torch.Tensor] | None = None,
+) -> Callable[[int, np.random.Generator], dict[str, torch.Tensor]]:
+    """The loss of ``ASKED`` questions about each of ``batch`` pictures; ``change`` acts on their pixels first."""
     answers = torch.tensor([model.tokenizer(word)["input_ids"] for word in ("No", "Yes")])
 
     def loss_of(_step: int, rng: np.random.Generator) -> dict[str, torch.Tensor]:
-        chosen = rng.integers(POOL, size=batch)
+        chosen = rng.integers(len(images), size=batch)
         pixels = torch.from_numpy(images[chosen]).permute(0, 3, 1, 2).float() / 255
         flip = torch.from_numpy(rng.random(batch) < 0.5)
         pixels[flip] = pixels[flip].flip(-1)
+        pixels = change(pixels, rng) if change else pixels
         pixels = clip.normalise(clip.roughen(pixels, rng))
         asked = [draw_question(scenes[index], rng) for index in chosen for _ in range(ASKED)]
         truth = torch.tensor([int(answer) for _, answer in asked])
@@ -175,15 +242,21 @@ def train(
         right = ((first[:, answers[1, 0]] > first[:, answers[0, 0]]) == truth.bool()).float().mean()
         return {"loss": loss, "right": right}
 
-    smooth = build(clip_folder).eval()
+    return loss_of
 
-    def after(_step: int, average: dict[str, torch.Tensor]) -> None:
-        smooth.load_state_dict(average)
-        smooth.save(out / "vqa")
 
-    model.load_state_dict(fit(model, loss_of, PLAN, out, seed, after, minutes))
-    model.eval().save(out / "vqa")
-    return model
+def shift_colours(pixels: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
+    """Saturation, contrast and brightness of each picture (``[n, 3, h, w]`` in [0, 1]) changed by random amounts; a fifth stay."""
+    count = len(pixels)
+    spread = torch.from_numpy((rng.random(count) > 0.2).astype(np.float32))
+
+    def drawn(low: float, high: float) -> torch.Tensor:
+        return (torch.from_numpy(rng.uniform(low, high, count).astype(np.float32)) * spread).view(-1, 1, 1, 1)
+
+    grey = pixels.mean(dim=1, keepdim=True)
+    out = grey + (pixels - grey) * (1 + drawn(-0.35, 0.5))
+    out = (out - 0.5) * (1 + drawn(-0.25, 0.3)) + 0.5 + drawn(-0.1, 0.1)
+    return out.clamp(0, 1)
 
 
 def examine(

@@ -20,6 +20,7 @@ def main(argv: list[str] | None = None) -> None:
         "--autoencoder", type=Path, help="folder of the trained autoencoder (decoder, unet, judge)"
     )
     parser.add_argument("--clip", type=Path, help="folder of the trained CLIP (unet, judge)")
+    parser.add_argument("--unet", type=Path, help="folder of the trained denoiser (judge)")
     options = parser.parse_args(argv)
 
     import torch
@@ -45,7 +46,9 @@ def main(argv: list[str] | None = None) -> None:
     elif options.model == "judge":
         from palimpsest.world import judge
 
-        judge.train(options.out, options.seed, options.autoencoder, options.clip, options.minutes)
+        judge.train(
+            options.out, options.seed, options.autoencoder, options.clip, options.unet, options.minutes
+        )
 
 
 if __name__ == "__main__":

@@ -82,14 +82,10 @@ def load_checkpoint(
     folder: Path, model: torch.nn.Module, optimiser: torch.optim.Optimizer, ema: dict[str, torch.Tensor]
 ) -> int:
     """Continue from ``folder/checkpoint.safetensors``; returns the step to do next (0 without a checkpoint)."""
-    path = folder / "checkpoint.safetensors"
-    if not path.exists():
+    step = steps_done(folder)
+    if step == 0:
         return 0
-    from safetensors import safe_open
-
-    with safe_open(path, framework="pt") as handle:
-        step = int(handle.metadata()["step"])
-    tensors = load_file(path)
+    tensors = load_file(folder / "checkpoint.safetensors")
     model.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
     ema.update({k.removeprefix("ema."): v for k, v in tensors.items() if k.startswith("ema.")})
     states: dict[int, dict[str, torch.Tensor]] = {}
@@ -99,6 +95,17 @@ def load_checkpoint(
             states.setdefault(int(index), {})[key] = value
     optimiser.load_state_dict({"state": states, "param_groups": optimiser.state_dict()["param_groups"]})
     return step
+
+
+def steps_done(folder: Path) -> int:
+    """How many steps the checkpoint in ``folder`` has behind it; 0 without one."""
+    from safetensors import safe_open
+
+    path = folder / "checkpoint.safetensors"
+    if not path.exists():
+        return 0
+    with safe_open(path, framework="pt") as handle:
+        return int(handle.metadata()["step"])
 
 
 def groups_of(model: torch.nn.Module, plan: Plan) -> list[dict[str, Any]]:
