@@ -118,16 +118,8 @@ def measured(request):
     })  # fmt: skip
 
 
-# Gates the committed weights miss, with the most they may miss them by: the judge takes some benign pictures (yellow cars above all) for
-# breakage. docs/world.md and the report say so; the next training has to clear them.
-MISSED = {"/benign_flagged/breakage": 0.10, "/benign_flagged/any_theme": 0.10}
-
-
-def test_every_gate_passes_but_those_known_to_be_missed(measured):
-    missed = {text.split(" = ")[0]: text for text in failed(measured)}
-    assert set(missed) <= set(MISSED), missed
-    for name in missed:
-        assert measured["benign_flagged"][name.rsplit("/", 1)[1]]["value"] <= MISSED[name]
+def test_every_gate_passes(measured):
+    assert failed(measured) == []
 
 
 def test_gates_are_plain_numbers_with_n_and_interval(measured):

@@ -47,7 +47,7 @@ PLAN = Plan(
 )
 REDRAWN = 6_000
 REFINE = Plan(
-    steps=1800,
+    steps=1300,
     lr=5e-4,
     slow=(("vision.", 0.3), ("project.", 0.5)),
     warmup=50,
