@@ -3,7 +3,7 @@
     python benchmarks/report.py                                      # params.yaml
     python benchmarks/report.py --configfile experiments/tiny.yaml
 
-Memory is the sum over all processes of the run of what each holds for itself (proportional set size), sampled twice a second. The last
+Memory is the sum over all processes of the run of what each holds for itself (proportional set size), sampled every two seconds. The last
 line printed is JSON."""
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def measure(command: list[str], folder: Path) -> tuple[float, float, int]:
         watched = psutil.Process(running.pid)
         while running.poll() is None:
             peak = max(peak, held(watched))
-            time.sleep(0.5)
+            time.sleep(2)
     return time.perf_counter() - began, peak, running.returncode
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import array
 import contextlib
+import gc
 import importlib
 import json
 import os
@@ -106,6 +107,8 @@ def serve(parent: int) -> None:
     for name in PRELOAD:
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
+    gc.collect()
+    gc.freeze()  # a child's collections need not walk, and thereby copy, what all children share
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     while os.getppid() == parent:
         try:
