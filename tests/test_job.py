@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import pytest
 from palimpsest import closure, forkserver, job, store
 
 ROOTS = ("palimpsest.steps.keywords", "palimpsest.job")
+ERASE = ("palimpsest.steps.erase", "palimpsest.job")
 THEMES = {"uncased": {"detailed": ["uncased", "gears"], "concise": ["gears"], "safe": "a robot"}}
 
 
@@ -112,6 +114,55 @@ def test_the_fork_server_makes_the_same_artifact_and_reports_failures(server, tm
 
 def test_without_a_server_the_job_must_run_elsewhere(tmp_path):
     assert forkserver.ask(spec(), tmp_path / "log") is None
+
+
+def killing(number: int):
+    """A cell whose third-party code ends the process by a signal, as the kernel does when memory runs out."""
+    folder = Path("plugin")
+    folder.mkdir()
+    (folder / "deadly.py").write_text(f"import os\nos.kill(os.getpid(), {number})\n")
+    args = {"model": {}, "method": "deadly", "settings": {}, "target": {}, "seed": 0, "resolution": 64}
+    return spec(step="erase", args=args, output="models/deadly.safetensors", **closure.stamp(ERASE))
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV])
+def test_a_job_that_a_signal_ends_is_recorded_by_the_process_that_asked(tmp_path, number):
+    asked = killing(number)
+    code = "import json, sys; from pathlib import Path; from palimpsest import forkserver; "
+    code += "sys.path.insert(0, 'plugin'); print(forkserver.do(json.load(sys.stdin), Path('log')))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], input=json.dumps(asked), text=True, capture_output=True, check=False
+    )
+    assert done.stdout.strip() == str(-number), done.stderr
+    record = store.read_json(job.failure_path(asked["key"]))
+    assert (record["status"], record["signal"]) == ("killed", number)
+    assert number.name in record["reason"]
+    assert ("memory" in record["reason"]) == (number == signal.SIGKILL)
+    assert not os.path.exists(asked["output"])
+
+
+def test_a_job_the_server_lost_is_recorded_too(server, tmp_path):
+    asked = killing(signal.SIGKILL)
+    sys.path.insert(0, str(Path("plugin").absolute()))
+    try:
+        assert forkserver.do(asked, tmp_path / "log") == -signal.SIGKILL
+    finally:
+        del sys.path[0]
+    assert store.read_json(job.failure_path(asked["key"]))["status"] == "killed"
+    assert forkserver.ask(spec(), tmp_path / "log") == 0
+
+
+def test_a_job_imports_from_where_the_asking_process_does(server, tmp_path):
+    """One server may serve runs of several copies of the code."""
+    copy = tmp_path / "src"
+    shutil.copytree(Path(job.__file__).parent, copy / "palimpsest")
+    (copy / "palimpsest/job.py").write_text("def run(spec):\n    raise ValueError('another copy')\n")
+    sys.path.insert(0, str(copy))
+    try:
+        assert forkserver.ask(spec(), tmp_path / "log") == 1
+    finally:
+        del sys.path[0]
+    assert "another copy" in (tmp_path / "log").read_text()
 
 
 def test_the_server_ends_with_its_parent(tmp_path):

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
-from palimpsest import environment, params
+from palimpsest import environment, params, runlock
 
 OK, WARN, FAIL = "ok", "warn", "FAIL"
 LOCK = "requirements.txt"
@@ -158,14 +158,8 @@ def gpu() -> Iterator[Check]:
 
 def leftovers(root: Path) -> Iterator[Check]:
     """Half-written files whose writer is gone."""
-    import psutil
-
     parts = [path for folder in FOLDERS for path in sorted((root / folder).rglob("*.part"))]
-    dead = []
-    for path in parts:
-        match = re.search(r"\.(\d+)\.part$", path.name)
-        if not (match and psutil.pid_exists(int(match[1]))):
-            dead.append(path)
+    dead = sorted(runlock.leftovers(root))
     if not dead:
         yield Check(
             OK,
@@ -179,44 +173,20 @@ def leftovers(root: Path) -> Iterator[Check]:
         WARN,
         "leftovers",
         f"{len(dead)} half-written file(s), {size / GIB:.2f} GiB: {names}",
-        f"find {' '.join(FOLDERS)} -name '*.part' -delete",
+        "the next run removes them",
     )
 
 
 def lock(root: Path) -> Iterator[Check]:
-    """Whether another run, alive or killed, holds Snakemake's lock."""
-    import psutil
-
-    folder = root / ".snakemake" / "locks"
-    held = sorted(folder.iterdir()) if folder.is_dir() else []
-    if not held:
-        yield Check(OK, "lock", "free")
-        return
-    here = root.resolve()
-    running = [p for p in psutil.process_iter(["pid", "name", "cmdline"]) if _is_run(p, here)]
+    """Whether another run is alive, or a killed one left its lock behind."""
+    running = runlock.holder(root)
     if running:
-        pids = ", ".join(str(p.pid) for p in running)
-        yield Check(
-            FAIL,
-            "lock",
-            f"a run is under way (process {pids})",
-            "wait for it, or stop it with Ctrl-C and go on with `snakemake`",
-        )
+        remedy = "wait for it, or stop it with Ctrl-C and go on with `snakemake`"
+        yield Check(FAIL, "lock", f"a run is under way: {running}", remedy)
+    elif runlock.left_behind(root):
+        yield Check(WARN, "lock", "left behind by a run that was killed", "the next run removes it")
     else:
-        yield Check(FAIL, "lock", "held by a run that is gone", "snakemake --unlock")
-
-
-def _is_run(process: object, here: Path) -> bool:
-    import psutil
-
-    assert isinstance(process, psutil.Process)
-    command = process.info.get("cmdline") or []
-    if not any(Path(part).name == "snakemake" for part in command[:3]):
-        return False
-    try:
-        return Path(process.cwd()) == here
-    except (psutil.Error, OSError):
-        return True
+        yield Check(OK, "lock", "free")
 
 
 def failures(root: Path) -> Iterator[Check]:

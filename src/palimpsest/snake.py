@@ -6,9 +6,10 @@ import json
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
-from palimpsest import forkserver
+from palimpsest import forkserver, runlock
 from palimpsest import params as settings
 from palimpsest.cells import PATTERNS, Cell
 from palimpsest.job import failure_path
@@ -19,12 +20,40 @@ __all__ = ["PATTERNS", "begin", "cell", "end", "inputs", "log", "partial", "plan
 
 DEFAULT = "params.yaml"
 RUNNING: list[Any] = []
+WORKFLOWS: list[Any] = []
+# Commands that only look; they may do so while a run is under way.
+LOOKING = frozenset(
+    [
+        "--summary",
+        "-S",
+        "--detailed-summary",
+        "-D",
+        "--dag",
+        "--rulegraph",
+        "--filegraph",
+        "--d3dag",
+        "--list",
+        "--list-rules",
+        "-l",
+        "--list-target-rules",
+        "--lt",
+        "--lint",
+        "--report",
+        "--list-changes",
+        "--lc",
+        "--list-untracked",
+        "--lu",
+        "--print-compilation",
+        "--nolock",
+    ]
+)
 
 
 def plan(workflow: Any) -> Plan:
     """The plan of params.yaml and the overlays given with `--configfile`. Stops with every problem in the settings at once."""
     from snakemake.exceptions import WorkflowError
 
+    WORKFLOWS[:] = [workflow]
     config = workflow.config_settings
     if config.config:
         raise WorkflowError(
@@ -32,12 +61,26 @@ def plan(workflow: Any) -> Plan:
             "Put them in a YAML file and give it with --configfile."
         )
     overlays = [str(path) for path in config.configfiles or []]
+    lock(workflow)
     try:
         made = build(settings.load(DEFAULT, *overlays))
     except settings.BadSettings as error:
         raise WorkflowError(str(error)) from None
     link_latest(made)
     return made
+
+
+def lock(workflow: Any) -> None:
+    """Keep other runs out of this folder until the process ends; jobs on other machines and commands that only look need no lock."""
+    from snakemake.exceptions import WorkflowError
+
+    if not workflow.is_main_process or workflow.output_settings.dryrun or LOOKING & set(sys.argv):
+        return
+    try:
+        for cleared in runlock.take(Path(".")):
+            print(f"Removed {cleared}.", file=sys.stderr, flush=True)
+    except runlock.Busy as busy:
+        raise WorkflowError(str(busy)) from None
 
 
 def _find(made: Plan, rule_output: str) -> Cell:
@@ -58,13 +101,26 @@ def partial(made: Plan) -> Callable[[Any], Any]:
 
 
 def inputs(made: Plan, step: str) -> Callable[[Any], list[Any]]:
-    """An input function: the upstream artifacts of the cell, marked ancient because names, not times, decide."""
+    """An input function: the upstream artifacts of the cell, marked ancient because names, not times, decide.
+
+    A cell that is there needs nothing: otherwise Snakemake would make it again as soon as one of its inputs is missing and is made for
+    another cell, as after a pull of the scores alone.
+    """
     from snakemake.io import ancient
 
     def find(wildcards: Any) -> list[Any]:
-        return [ancient(c.path) for c in _find(made, PATTERNS[step].format(**dict(wildcards.items()))).inputs]
+        wanted = _find(made, PATTERNS[step].format(**dict(wildcards.items())))
+        if (made.root / wanted.path).exists() and not _forced():
+            return []
+        return [ancient(c.path) for c in wanted.inputs]
 
     return find
+
+
+def _forced() -> bool:
+    """Whether the user asked for artifacts to be made again although they are there (--forceall, --forcerun)."""
+    asked = WORKFLOWS[-1].dag_settings if WORKFLOWS else None
+    return asked is not None and bool(asked.forceall or asked.forcerun or asked.forcetargets)
 
 
 def cell(made: Plan) -> Callable[..., dict[str, Any]]:
@@ -84,6 +140,8 @@ def log(step: str) -> str:
 
 def preflight(made: Plan) -> None:
     """Stop before any work when files or weights of a cell that will run are missing, saying where each belongs."""
+    from snakemake.exceptions import WorkflowError
+
     from palimpsest.prompts.inventory import check_files
     from palimpsest.weights import check_weights
 
@@ -96,12 +154,18 @@ def preflight(made: Plan) -> None:
     )
     if problems:
         lines = "\n".join(f"  {n}. {problem}" for n, problem in enumerate(problems, 1))
-        print(f"Nothing was run: {len(problems)} thing(s) are missing.\n{lines}", file=sys.stderr, flush=True)
-        os._exit(1)
+        raise WorkflowError(f"Nothing was run: {len(problems)} thing(s) are missing.\n{lines}")
 
 
 def begin(made: Plan, workflow: Any) -> None:
-    """What happens when a run starts: check that everything is there, then start the server that forks jobs."""
+    """What happens when a run starts: clear away what a killed one left, check that everything is there, start the server that forks jobs."""
+    removed = runlock.clear_leftovers(made.root)
+    if removed:
+        print(
+            f"Removed {len(removed)} half-written file(s) of processes that are gone.",
+            file=sys.stderr,
+            flush=True,
+        )
     targets = set(workflow.dag_settings.targets or ())
     if targets and targets <= {"world"}:
         return  # it makes the weights that the check below asks for
@@ -109,6 +173,9 @@ def begin(made: Plan, workflow: Any) -> None:
     # freed memory is kept: mapping every large tensor anew costs jobs up to half of their time (read when a process starts)
     os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", str(1 << 30))
     os.environ.setdefault("MALLOC_TRIM_THRESHOLD_", str((1 << 31) - 1))
+    os.environ.pop(forkserver.RUN, None)
+    if workflow.local_exec:
+        os.environ[forkserver.RUN] = str(os.getpid())
     if made.needed():
         RUNNING.append(forkserver.start())
 

@@ -5,9 +5,13 @@ A file is written beside its place and renamed when it is complete, so the right
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
+import platform
+import re
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,6 +30,11 @@ class CorruptArtifact(RuntimeError):
     """An artifact that cannot be read. The message names the file and the command that brings it back."""
 
 
+def node() -> str:
+    """This machine's name as it stands in the names of half-written files."""
+    return re.sub(r"\W", "_", platform.node()) or "unknown"
+
+
 def _corrupt(path: Path, cause: Exception) -> CorruptArtifact:
     return CorruptArtifact(
         f"{path} cannot be read ({type(cause).__name__}: {cause}). Delete it and run `snakemake` again to recompute it, "
@@ -37,15 +46,37 @@ def _corrupt(path: Path, cause: Exception) -> CorruptArtifact:
 def atomic(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; rename it to `path` when the block ends well, remove it when it does not."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    # the writer's name tells a later run whether it is still at work (palimpsest.runlock)
+    part = path.with_name(f"{path.name}.{node()}-{os.getpid()}.part")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         yield part
         with open(part, "rb") as handle:
             os.fsync(handle.fileno())
         os.replace(part, path)
+    except Exception as error:
+        if _is_full(error):
+            raise _disk_full(path, part) from error
+        raise
     finally:
         part.unlink(missing_ok=True)
+
+
+def _is_full(error: Exception) -> bool:
+    """Whether a write failed for want of space; libraries wrap the system's error in kinds of their own."""
+    known = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return known or bool(re.search(r"no space left|quota exceeded", str(error), re.IGNORECASE))
+
+
+def _disk_full(path: Path, part: Path) -> OSError:
+    place = next(folder for folder in path.absolute().parents if folder.is_dir())
+    written = part.stat().st_size if part.exists() else 0
+    free = shutil.disk_usage(place).free
+    return OSError(
+        errno.ENOSPC,
+        f"no space left to write {path}: {free / 2**20:.1f} MiB were free on the disk of {place} after {written / 2**20:.1f} MiB of it. "
+        "Nothing of it was stored. Free some space, then run `snakemake` again: what is done stays done",
+    )
 
 
 def write_json(value: Any, path: str | Path) -> None:

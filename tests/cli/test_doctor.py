@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from palimpsest import cli_doctor, store
+from palimpsest import cli_doctor, runlock, store
 from palimpsest.job import failure_path
 from tests.cli.conftest import Run
 
@@ -68,20 +68,25 @@ def test_half_written_files_are_told_apart_by_their_writer(project: Path) -> Non
     assert check.level == cli_doctor.WARN
     assert "b.parquet" in check.found
     assert "a.parquet" not in check.found
-    subprocess.run(
-        [*check.remedy.split()[:4], "-name", "b.parquet*.part", "-delete"], cwd=project, check=False
-    )
-    assert not dead.exists()
+    assert check.remedy == "the next run removes them"
+    assert runlock.clear_leftovers(project) == [dead]
+    assert alive.exists() and not dead.exists()
 
 
-def test_a_lock_without_a_run_says_how_to_unlock(project: Path) -> None:
+def test_a_lock_without_a_run_is_left_to_the_next_run(project: Path) -> None:
     (free,) = cli_doctor.lock(project)
     assert free.level == cli_doctor.OK
     held = project / ".snakemake" / "locks" / "0.output.lock"
     held.parent.mkdir(parents=True)
     held.write_text("reports")
     (check,) = cli_doctor.lock(project)
-    assert (check.level, check.remedy) == (cli_doctor.FAIL, "snakemake --unlock")
+    assert (check.level, check.remedy) == (cli_doctor.WARN, "the next run removes it")
+    assert len(runlock.take(project)) == 1
+    (check,) = cli_doctor.lock(project)
+    runlock.release()
+    assert check.level == cli_doctor.FAIL and f"process {os.getpid()} on" in check.found
+    (check,) = cli_doctor.lock(project)
+    assert check.level == cli_doctor.OK
 
 
 def test_failed_cells_are_listed(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:

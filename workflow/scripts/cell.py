@@ -3,12 +3,10 @@
 import sys
 from pathlib import Path
 
-from palimpsest import forkserver, job
+from palimpsest import forkserver
 
 job_log = Path(snakemake.log[0])  # noqa: F821  (Snakemake provides this name)
-job_spec = snakemake.params.cell  # noqa: F821
-status = forkserver.ask(job_spec, job_log)
-if status is None:
-    job.run_logged(job_spec, job_log)
-elif status != 0:
-    sys.exit(f"the job failed; see {job_log}")
+status = forkserver.do(snakemake.params.cell, job_log)  # noqa: F821
+if status != 0:
+    how = f"was killed by signal {-status}" if status < 0 else "failed"
+    sys.exit(f"the job {how}; see {job_log}")
