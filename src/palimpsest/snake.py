@@ -23,29 +23,11 @@ RUNNING: list[Any] = []
 WORKFLOWS: list[Any] = []
 # Commands that only look; they may do so while a run is under way.
 LOOKING = frozenset(
-    [
-        "--summary",
-        "-S",
-        "--detailed-summary",
-        "-D",
-        "--dag",
-        "--rulegraph",
-        "--filegraph",
-        "--d3dag",
-        "--list",
-        "--list-rules",
-        "-l",
-        "--list-target-rules",
-        "--lt",
-        "--lint",
-        "--report",
-        "--list-changes",
-        "--lc",
-        "--list-untracked",
-        "--lu",
-        "--print-compilation",
-        "--nolock",
-    ]
+    {
+        *("--summary", "-S", "--detailed-summary", "-D", "--report", "--lint", "--print-compilation", "--nolock"),
+        *("--dag", "--rulegraph", "--filegraph", "--d3dag", "--list", "--list-rules", "-l", "--list-target-rules", "--lt"),
+        *("--list-changes", "--lc", "--list-untracked", "--lu"),
+    }
 )
 
 
@@ -158,7 +140,7 @@ def preflight(made: Plan) -> None:
 
 
 def begin(made: Plan, workflow: Any) -> None:
-    """What happens when a run starts: clear away what a killed one left, check that everything is there, start the server that forks jobs."""
+    """What happens when a run starts: clear away what a killed one left, look for what is missing, start the server that forks jobs."""
     removed = runlock.clear_leftovers(made.root)
     if removed:
         print(

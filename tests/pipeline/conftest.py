@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from palimpsest import forkserver
-from tests.pipeline.project import Project, finished_project
+from tests.pipeline.project import FINISHED_JOBS, Project, new_project
 
 
 @pytest.fixture(scope="session")
@@ -37,7 +37,9 @@ def template(tmp_path_factory: pytest.TempPathFactory, server: dict[str, str]) -
     with open(shared / "finished.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not settings.exists():
-            settings.write_text(json.dumps(finished_project(folder, server).settings), encoding="utf-8")
+            made = new_project(folder, server)
+            made.run().made(**FINISHED_JOBS)
+            settings.write_text(json.dumps(made.settings), encoding="utf-8")
     return Project.at(folder, json.loads(settings.read_text(encoding="utf-8")))
 
 

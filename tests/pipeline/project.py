@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import yaml
 
 from palimpsest.cells import PATTERNS
@@ -198,8 +199,10 @@ class Project:
         found = set()
         for place in PLACES:
             for path in (self.folder / place).rglob("*.*"):
-                if path.is_file() and "micro" not in path.parts and not path.is_symlink():
-                    found.add(str(path.relative_to(self.folder)))
+                inside = path.relative_to(self.folder)
+                half = any(part.endswith(".part") for part in inside.parts)
+                if path.is_file() and "micro" not in inside.parts and not path.is_symlink() and not half:
+                    found.add(str(inside))
         return {name for name in found if not name.startswith("reports/") or name.endswith("index.html")}
 
     def find(self, pattern: str) -> Path:
@@ -241,8 +244,8 @@ def wait_until(condition: Callable[[], Any], seconds: float = 60.0, every: float
     raise AssertionError(f"nothing within {seconds:.0f} s")
 
 
-def finished_project(folder: Path, environment: dict[str, str] | None = None) -> Project:
-    """A small experiment with a fitted and an unfitted method of its own code, run to its end."""
+def new_project(folder: Path, environment: dict[str, str] | None = None) -> Project:
+    """A small experiment with a fitted and an unfitted method in its own copy of the code."""
     folder.mkdir(parents=True)
     project = Project(folder, methods={"sd": ["default"]})
     project.own_sources()
@@ -250,11 +253,20 @@ def finished_project(folder: Path, environment: dict[str, str] | None = None) ->
     project.add_method("dim", plugins.DIM)
     project.add_method("dusk", plugins.DUSK)
     project.environment |= environment or {}
-    project.run().made(**FINISHED_JOBS)
     return project
 
 
-# What `finished_project` ran: two prompt suites, the base and two methods, one of which is fitted.
+# What a run of `new_project` does: two prompt suites, the base and two methods, one of which is fitted.
 FINISHED_JOBS = {
     "prompts": 2, "keywords": 1, "erase": 1, "generate": 6, "score": 6, "compare": 4, "aggregate": 1, "report": 1,
 }  # fmt: skip
+
+
+def tables(project: Project) -> dict[str, bytes]:
+    """The final tables by name. Times and memory, which differ from run to run, lie in the metadata of data/tables and are left out."""
+    frame = pl.read_parquet(project.find("data/tables/*/cells.*.parquet"))
+    report = project.folder / "reports/scratch"
+    return {
+        "data/tables": frame.write_ipc(None, compression="uncompressed").getvalue(),
+        **{name: (report / name).read_bytes() for name in ("cells.csv", "cells.parquet")},
+    }
