@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
+import re
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -21,13 +24,11 @@ __all__ = ["PATTERNS", "begin", "cell", "end", "inputs", "log", "partial", "plan
 DEFAULT = "params.yaml"
 RUNNING: list[Any] = []
 WORKFLOWS: list[Any] = []
+# Bytes of free disk with which no run ends well.
+LOW = 8 << 20
 # Commands that only look; they may do so while a run is under way.
-LOOKING = frozenset(
-    {
-        *("--summary", "-S", "--detailed-summary", "-D", "--report", "--lint", "--print-compilation", "--nolock"),
-        *("--dag", "--rulegraph", "--filegraph", "--d3dag", "--list", "--list-rules", "-l", "--list-target-rules", "--lt"),
-        *("--list-changes", "--lc", "--list-untracked", "--lu"),
-    }
+LOOKING = re.compile(
+    r"--(summary|detailed-summary|report|lint|print-compilation|nolock|dag|rulegraph|filegraph|d3dag|list.*|lt|lc|lu)|-[SDl]"
 )
 
 
@@ -56,7 +57,8 @@ def lock(workflow: Any) -> None:
     """Keep other runs out of this folder until the process ends; jobs on other machines and commands that only look need no lock."""
     from snakemake.exceptions import WorkflowError
 
-    if not workflow.is_main_process or workflow.output_settings.dryrun or LOOKING & set(sys.argv):
+    looking = any(LOOKING.fullmatch(word.partition("=")[0]) for word in sys.argv)
+    if not workflow.is_main_process or workflow.output_settings.dryrun or looking:
         return
     try:
         for cleared in runlock.take(Path(".")):
@@ -148,6 +150,7 @@ def begin(made: Plan, workflow: Any) -> None:
             file=sys.stderr,
             flush=True,
         )
+    atexit.register(tell_when_full, made.root)
     targets = set(workflow.dag_settings.targets or ())
     if targets and targets <= {"world"}:
         return  # it makes the weights that the check below asks for
@@ -160,6 +163,18 @@ def begin(made: Plan, workflow: Any) -> None:
         os.environ[forkserver.RUN] = str(os.getpid())
     if made.needed():
         RUNNING.append(forkserver.start())
+
+
+def tell_when_full(root: Path) -> None:
+    """Say at the end of a run that the disk is full: whatever broke for that, Snakemake's own records included, says so less plainly."""
+    usage = shutil.disk_usage(root)
+    if usage.free < LOW:
+        print(
+            f"The disk is full: {usage.free / 2**20:.1f} of {usage.total / 2**20:.0f} MiB are free on the disk of {root.resolve()}. "
+            "Free some space, then run the same command again: what is done stays done.",
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 def end(made: Plan, failed: bool) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import os
 import shutil
-from collections import Counter
 from pathlib import Path
 
 import polars as pl
@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from palimpsest import store
-from tests.pipeline.project import ROOT, Project
+from tests.pipeline.project import ROOT, Project, stages
 
 BROKEN = """
 from palimpsest.methods.contract import Info
@@ -25,21 +25,6 @@ def fit(pipeline, target, data, settings, seed):
     raise MemoryError("CUDA out of memory")
 """
 FAULT = 'raise MemoryError("CUDA out of memory")'
-
-
-def stages(paths: set[str]) -> Counter[str]:
-    """How many artifacts of each kind."""
-    kinds = {
-        "models/": "erase", "data/generations/": "generate", "data/tables/": "aggregate", "reports/": "report",
-        "data/shared/prompts": "prompts", "data/shared/keywords": "keywords",
-    }  # fmt: skip
-    found = []
-    for path in paths:
-        if path.startswith("data/scores/"):
-            found.append("compare" if "/compare/" in path else "score")
-        else:
-            found.append(next(kind for start, kind in kinds.items() if path.startswith(start)))
-    return Counter(found)
 
 
 def test_from_prompts_to_report_and_then_nothing(tmp_path: Path) -> None:
@@ -67,7 +52,9 @@ def test_from_prompts_to_report_and_then_nothing(tmp_path: Path) -> None:
     assert stages(project.artifacts() - before) == {"aggregate": 1, "report": 1}
 
 
-def test_a_failure_costs_its_dependants_only_and_the_report_says_so(tmp_path: Path) -> None:
+def test_a_failure_costs_its_dependants_only_and_the_report_says_so(
+    tmp_path: Path, server: dict[str, str]
+) -> None:
     plugin = tmp_path / "site"
     (plugin / "broken-1.0.dist-info").mkdir(parents=True)
     (plugin / "broken-1.0.dist-info/METADATA").write_text(
@@ -83,7 +70,10 @@ def test_a_failure_costs_its_dependants_only_and_the_report_says_so(tmp_path: Pa
     shutil.copytree(ROOT / "methods", project.folder / "methods")
     settings = {"method": "broken", "title": "Broken", "presets": {"default": {}}, "run": ["default"]}
     (project.folder / "methods/broken.yaml").write_text(yaml.safe_dump(settings))
-    project.environment["PYTHONPATH"] = str(plugin)
+    project.environment |= {
+        **server,
+        "PYTHONPATH": os.pathsep.join([str(plugin), *filter(None, [os.environ.get("PYTHONPATH")])]),
+    }
 
     done = project.snakemake()
     assert done.returncode != 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 
 from tests.pipeline import plugins
@@ -62,3 +63,12 @@ def test_adding_a_method_runs_its_cells_the_table_and_the_report(project: Projec
     run.made(generate=2, score=2, compare=2, aggregate=1, report=1)
     assert all("/night/" in path for path in run.new if not path.startswith(("data/tables/", "reports/")))
     assert "Night" in (project.folder / "reports/scratch/index.html").read_text(encoding="utf-8")
+
+
+def test_with_scores_and_the_bases_images_alone_a_new_method_runs_its_cells(project: Project) -> None:
+    """What was not pulled is made only where a new cell reads it; what reads it too and is there stays."""
+    for folder in ("models/dim", "data/generations/dim", "data/generations/dusk", "data/shared/prompts"):
+        shutil.rmtree(project.folder / folder)
+    project.run().made()
+    project.add_method("night", plugins.NIGHT)
+    project.run().made(prompts=2, generate=2, score=2, compare=2, aggregate=1, report=1)

@@ -16,7 +16,9 @@ pytestmark = pytest.mark.pipeline_slow
 KILLS = 5
 
 
-def kill_at_random(project: Project, process: subprocess.Popen[str], chance: random.Random, inside: bool) -> bool:
+def kill_at_random(
+    project: Project, process: subprocess.Popen[str], chance: random.Random, inside: bool
+) -> bool:
     """Wait for up to three more artifacts, then for the start of the next write or for part of a second; kill everything. False when the
     run ended before."""
     before, more, pause = len(project.artifacts()), chance.randrange(4), chance.random()
