@@ -6,6 +6,8 @@ import os
 import shutil
 import subprocess
 
+import pytest
+
 from tests.pipeline import plugins
 from tests.pipeline.project import Project
 
@@ -25,6 +27,7 @@ def test_editing_one_methods_module_runs_its_cells_the_table_and_the_report(proj
     assert all("/dusk/" in path for path in run.new if not path.startswith(("data/tables/", "reports/")))
 
 
+@pytest.mark.pipeline_slow
 def test_editing_a_helper_that_two_methods_share_runs_the_cells_of_both(project: Project) -> None:
     project.edit("methods/_shade", ".detach() - amount", ".detach() - 2 * amount")
     run = project.run()
@@ -65,6 +68,7 @@ def test_adding_a_method_runs_its_cells_the_table_and_the_report(project: Projec
     assert "Night" in (project.folder / "reports/scratch/index.html").read_text(encoding="utf-8")
 
 
+@pytest.mark.pipeline_slow
 def test_with_scores_and_the_bases_images_alone_a_new_method_runs_its_cells(project: Project) -> None:
     """What was not pulled is made only where a new cell reads it; what reads it too and is there stays."""
     for folder in ("models/dim", "data/generations/dim", "data/generations/dusk", "data/shared/prompts"):

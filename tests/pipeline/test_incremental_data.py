@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 
+import pytest
+
 from tests.pipeline.project import Project
 
 LATE = {"aggregate": 1, "report": 1}
@@ -25,6 +27,7 @@ def test_a_prompt_file_with_an_old_date_runs_the_cells_of_its_suite(project: Pro
     assert not any("nsfw" in path for path in run.new)
 
 
+@pytest.mark.pipeline_slow
 def test_another_suite_runs_its_cells(project: Project) -> None:
     project.write_benign("trees", ["a red tree"])
     spec = {"kind": "benign", "sources": {"coco": {"format": "coco", "path": "data/prompts/trees.csv"}}}
@@ -34,6 +37,7 @@ def test_another_suite_runs_its_cells(project: Project) -> None:
     assert not any("nsfw" in path or "coco" in path for path in run.new)
 
 
+@pytest.mark.pipeline_slow
 def test_another_seed_of_a_prompt_runs_the_cells_of_its_suite(project: Project) -> None:
     path = project.folder / "data/prompts/template.csv"
     lines = path.read_text(encoding="utf-8").splitlines()
@@ -44,6 +48,7 @@ def test_another_seed_of_a_prompt_runs_the_cells_of_its_suite(project: Project) 
     assert not any("coco" in path for path in run.new)
 
 
+@pytest.mark.pipeline_slow
 def test_another_keyword_of_a_theme_that_is_only_judged_makes_no_image_again(project: Project) -> None:
     project.settings["themes"] = {"breakage": {"detailed": ["breakage", "cracks", "dents"]}}
     project.run().made(keywords=1, score=6, compare=4, **LATE)

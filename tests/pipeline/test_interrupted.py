@@ -108,6 +108,7 @@ def test_a_job_that_is_killed_is_recorded_with_its_signal_and_runs_again(waiting
     assert not path.exists()
 
 
+@pytest.mark.pipeline_slow
 def test_code_edited_during_a_run_fails_its_cells_and_stores_nothing(waiting) -> None:
     project, process, _ = waiting
     project.edit("methods/waits", "0.3)", "0.4)")
