@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -63,7 +64,9 @@ def main() -> None:
     server = forkserver.start()
     log = Path(".palimpsest/startup/log")
     log.parent.mkdir(parents=True, exist_ok=True)
-    while not forkserver.SOCKET.exists():
+    if server is None:
+        raise SystemExit("no server can be had here (a GPU is in use, or PALIMPSEST_FORKSERVER=0)")
+    while not Path(os.environ[forkserver.SETTING]).exists():
         time.sleep(0.05)
     forkserver.ask(spec(options.model, 0), log)
     ready = time.perf_counter() - began

@@ -7,7 +7,10 @@ rule aggregate:
     log:
         snake.log("aggregate"),
     params:
-        cell=snake.cell(PLAN),
+        cell=snake.cell(PLAN, "aggregate"),
     threads: 1
+    resources:
+        mem_mb=snake.memory_mb(PLAN, "aggregate"),
+        runtime=snake.minutes(PLAN, "aggregate"),
     script:
         "../workflow/scripts/cell.py"

@@ -7,10 +7,12 @@ rule suppression:
     log:
         snake.log("suppression"),
     params:
-        cell=snake.cell(PLAN),
+        cell=snake.cell(PLAN, "suppression"),
     threads: 1
     resources:
         gpu=1,
+        mem_mb=snake.memory_mb(PLAN, "suppression"),
+        runtime=snake.minutes(PLAN, "suppression"),
     script:
         "../workflow/scripts/cell.py"
 
@@ -24,7 +26,10 @@ rule keywords:
     log:
         snake.log("keywords"),
     params:
-        cell=snake.cell(PLAN),
+        cell=snake.cell(PLAN, "keywords"),
     threads: 1
+    resources:
+        mem_mb=snake.memory_mb(PLAN, "keywords"),
+        runtime=snake.minutes(PLAN, "keywords"),
     script:
         "../workflow/scripts/cell.py"

@@ -7,7 +7,10 @@ rule prompts:
     log:
         snake.log("prompts"),
     params:
-        cell=snake.cell(PLAN),
+        cell=snake.cell(PLAN, "prompts"),
     threads: 1
+    resources:
+        mem_mb=snake.memory_mb(PLAN, "prompts"),
+        runtime=snake.minutes(PLAN, "prompts"),
     script:
         "../workflow/scripts/cell.py"

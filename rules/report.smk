@@ -7,7 +7,10 @@ rule report:
     log:
         snake.log("report"),
     params:
-        cell=snake.cell(PLAN),
+        cell=snake.cell(PLAN, "report"),
     threads: 1
+    resources:
+        mem_mb=snake.memory_mb(PLAN, "report"),
+        runtime=snake.minutes(PLAN, "report"),
     script:
         "../workflow/scripts/cell.py"

@@ -7,10 +7,12 @@ rule score:
     log:
         snake.log("score"),
     params:
-        cell=snake.cell(PLAN),
+        cell=snake.cell(PLAN, "score"),
     threads: 1
     resources:
         gpu=1,
+        mem_mb=snake.memory_mb(PLAN, "score"),
+        runtime=snake.minutes(PLAN, "score"),
     script:
         "../workflow/scripts/cell.py"
 
@@ -24,7 +26,10 @@ rule compare:
     log:
         snake.log("compare"),
     params:
-        cell=snake.cell(PLAN),
+        cell=snake.cell(PLAN, "compare"),
     threads: 1
+    resources:
+        mem_mb=snake.memory_mb(PLAN, "compare"),
+        runtime=snake.minutes(PLAN, "compare"),
     script:
         "../workflow/scripts/cell.py"

@@ -113,7 +113,11 @@ rule gates:
     log:
         snake.log("gates"),
     params:
-        cell=snake.cell(PLAN),
+        cell=snake.cell(PLAN, "gates"),
     threads: 1
+    resources:
+        gpu=1,
+        mem_mb=snake.memory_mb(PLAN, "gates"),
+        runtime=snake.minutes(PLAN, "gates"),
     script:
         "../workflow/scripts/cell.py"

@@ -91,7 +91,7 @@ def server():
     if running is None:
         pytest.skip("no fork server on this machine (no fork, or a GPU)")
     deadline = time.monotonic() + 30
-    while not forkserver.SOCKET.exists() and time.monotonic() < deadline:
+    while not Path(os.environ[forkserver.SETTING]).exists() and time.monotonic() < deadline:
         time.sleep(0.05)
     yield running
     forkserver.stop(running)
@@ -109,7 +109,26 @@ def test_the_fork_server_makes_the_same_artifact_and_reports_failures(server, tm
     )
     assert forkserver.ask(failing, tmp_path / "log") == 1
     assert "the code changed" in (tmp_path / "log").read_text()
-    assert oct(forkserver.SOCKET.stat().st_mode)[-3:] == "600"
+    address = Path(os.environ[forkserver.SETTING])
+    assert oct(address.stat().st_mode)[-3:] == "600" and oct(address.parent.stat().st_mode)[-3:] == "700"
+
+
+def test_only_processes_of_its_run_find_the_server(server, tmp_path):
+    code = f"import sys; from pathlib import Path; from palimpsest import forkserver as f; print(f.ask({spec()!r}, Path('log')))"
+    outsider = {name: value for name, value in os.environ.items() if name != forkserver.SETTING}
+    for environment, answer in ((outsider, "None"), (dict(os.environ), "0")):
+        done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+        assert done.stdout.strip() == answer, done.stderr
+    assert not list(Path(".").rglob("*.sock")), "the project folder may be shared with other machines"
+
+
+def test_a_server_leaves_nothing_behind():
+    running = forkserver.start()
+    if running is None:
+        pytest.skip("no fork server on this machine (no fork, or a GPU)")
+    folder = Path(os.environ[forkserver.SETTING]).parent
+    forkserver.stop(running)
+    assert not folder.exists() and forkserver.SETTING not in os.environ
 
 
 def test_without_a_server_the_job_must_run_elsewhere(tmp_path):

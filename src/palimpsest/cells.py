@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from palimpsest import closure
+from palimpsest.stamps import stamp
 
 HEX = 16
 PATTERNS = {
@@ -75,7 +75,7 @@ class Cell:
             "args": dict(self.args),
             "inputs": [{"step": c.step, "where": dict(c.where), "path": c.path} for c in self.inputs],
             "output": self.path,
-            **closure.stamp(self.roots),
+            **stamp(self.roots),
             "recipe": self.recipe,
             "hints": dict(self.hints),
         }

@@ -1,9 +1,12 @@
 """Where jobs run: in a child of a process that has loaded the heavy libraries once, or in a child of their own.
 
 The server forks a fresh child for every job, so that a job need not start from nothing. Only third-party libraries are preloaded, never
-this project's code: a child imports that from disk as any job does, so an edit during a run is seen. The socket is a file that only its
-owner can open. A job ends when the process that asked for it does, and the server ends with the run that started it. A job that is
-killed cannot say so itself; whoever asked for it leaves the record that the report reads.
+this project's code: a child imports that from disk as any job does, so an edit during a run is seen. A job ends when the process that
+asked for it does, and the server ends with the run that started it. A job that is killed cannot say so itself; whoever asked for it
+leaves the record that the report reads.
+
+The socket lies in a private folder of this machine, not in the project, which other machines and other runs may share; only processes that
+the run starts know the way there. So no job of another run, and none that a scheduler starts, is served by it.
 """
 
 from __future__ import annotations
@@ -20,18 +23,19 @@ import socket
 import struct
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-SOCKET = Path(".palimpsest/forkserver.sock")
-# "0" turns the server off; a path names one that runs already (one for many short runs).
+# "0" turns the server off; a path names one that runs already: that of this run, or one for many short runs.
 SETTING = "PALIMPSEST_FORKSERVER"
 # The process id of the run; set where its jobs run on the same machine, so that they end when it is killed.
 RUN = "PALIMPSEST_RUN"
 POLL = 1.0
+PREFIX = "palimpsest-"
 # What the steps import, none of it used before the fork: torch's and polars' thread pools start with their first work, in the child.
 # The few threads that exist (allocators' housekeeping) belong to allocators that prepare for forks themselves.
 PRELOAD = (
@@ -63,12 +67,16 @@ def setting() -> str:
 
 
 def start() -> subprocess.Popen[bytes] | None:
-    """Start a server for this run, which is its parent process. None where there is one, or none can be had (no fork, GPU in use)."""
+    """Start a server for this run, which is its parent process. None where there is one, or none can be had (no fork, GPU in use).
+
+    Processes that are started from now on find it by their environment.
+    """
     if not hasattr(os, "fork") or setting() or Path("/dev/nvidiactl").exists():
         return None
-    SOCKET.parent.mkdir(exist_ok=True)
-    SOCKET.unlink(missing_ok=True)
-    return launch(SOCKET)
+    path = Path(tempfile.mkdtemp(prefix=PREFIX)) / "socket"
+    server = launch(path)
+    os.environ[SETTING] = str(path)
+    return server
 
 
 def launch(path: Path) -> subprocess.Popen[bytes]:
@@ -89,7 +97,15 @@ def stop(server: subprocess.Popen[bytes] | None) -> None:
         server.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
             server.wait(5)
-        SOCKET.unlink(missing_ok=True)
+        _remove(Path(os.environ.pop(SETTING)))
+
+
+def _remove(path: Path) -> None:
+    """Remove a socket, and the folder if it was made for it."""
+    path.unlink(missing_ok=True)
+    if path.parent.name.startswith(PREFIX):
+        with contextlib.suppress(OSError):
+            path.parent.rmdir()
 
 
 # --- the side that asks ---------------------------------------------------------------------------------------------------------
@@ -111,9 +127,11 @@ def do(spec: Mapping[str, Any], log: Path) -> int:
 def ask(spec: Mapping[str, Any], log: Path) -> int | None:
     """Have a job done by the server. Its exit status as above, or None when no server answers, also one that died meanwhile."""
     known = setting()
+    if known in ("", "0"):
+        return None
     with socket.socket(socket.AF_UNIX) as connection:
         try:
-            connection.connect(known if known not in ("", "0") else str(SOCKET))
+            connection.connect(known)
         except OSError:
             return None
         asked = {"spec": spec, "cwd": os.getcwd(), "path": sys.path, "environment": dict(os.environ)}
@@ -218,6 +236,7 @@ def serve(parent: int, path: Path) -> None:
                     mine.close()
                 os._exit(_child(connection))
             children[child] = connection
+    _remove(path)
 
 
 def _answer_ended(children: dict[int, socket.socket]) -> None:

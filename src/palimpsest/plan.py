@@ -13,7 +13,6 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from palimpsest import closure
 from palimpsest.cells import Cell
 from palimpsest.fingerprint import fingerprint
 from palimpsest.keywords.collected import TABLE7
@@ -32,6 +31,7 @@ from palimpsest.runs import (
     target_of,
     variants_of,
 )
+from palimpsest.stamps import stamp
 
 Tables = tuple[dict[str, str], dict[str, Any], list[Cell], list[Cell], list[Cell]]
 
@@ -67,7 +67,7 @@ class Plan:
             dict(where),
             args,
             modules,
-            closure.stamp(modules)["code"],
+            stamp(modules)["code"],
             raw or {},
             tuple(inputs),
             hints or {},

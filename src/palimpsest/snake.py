@@ -16,10 +16,11 @@ from palimpsest import forkserver, runlock
 from palimpsest import params as settings
 from palimpsest.cells import PATTERNS, Cell
 from palimpsest.job import failure_path
+from palimpsest.needs import Needs
 from palimpsest.partial import partial as partial_report
 from palimpsest.plan import Plan, build
 
-__all__ = ["PATTERNS", "begin", "cell", "end", "inputs", "log", "partial", "plan"]
+__all__ = ["PATTERNS", "begin", "cell", "end", "inputs", "log", "memory_mb", "minutes", "partial", "plan"]
 
 DEFAULT = "params.yaml"
 RUNNING: list[Any] = []
@@ -67,12 +68,13 @@ def lock(workflow: Any) -> None:
         raise WorkflowError(str(busy)) from None
 
 
-def _find(made: Plan, rule_output: str) -> Cell:
+def _at(made: Plan, step: str, wildcards: Any) -> Cell:
+    path = PATTERNS[step].format(**dict(wildcards.items()))
     try:
-        return made.cells[rule_output]
+        return made.cells[path]
     except KeyError:
         raise LookupError(
-            f"{rule_output} is no artifact of this experiment: its key belongs to other settings or other code. "
+            f"{path} is no artifact of this experiment: its key belongs to other settings or other code. "
             "`palimpsest explain` names the artifacts of the current plan."
         ) from None
 
@@ -93,7 +95,7 @@ def inputs(made: Plan, step: str) -> Callable[[Any], list[Any]]:
     from snakemake.io import ancient
 
     def find(wildcards: Any) -> list[Any]:
-        wanted = _find(made, PATTERNS[step].format(**dict(wildcards.items())))
+        wanted = _at(made, step, wildcards)
         if (made.root / wanted.path).exists() and not _forced():
             return []
         return [ancient(c.path) for c in wanted.inputs]
@@ -107,14 +109,30 @@ def _forced() -> bool:
     return asked is not None and bool(asked.forceall or asked.forcerun or asked.forcetargets)
 
 
-def cell(made: Plan) -> Callable[..., dict[str, Any]]:
-    """A params function: the plain description of the cell for the job script."""
+def cell(made: Plan, step: str) -> Callable[..., dict[str, Any]]:
+    """A params function: the plain description of the cell for the job script. Files are where Snakemake has them, which is elsewhere than
+    the plan says when they are kept in a remote storage."""
 
-    def find(wildcards: Any, output: Any, threads: int) -> dict[str, Any]:
-        spec = _find(made, str(output[0])).spec()
-        return {**spec, "hints": {**spec["hints"], "threads": threads}}
+    def find(wildcards: Any, input: Any, output: Any, threads: int) -> dict[str, Any]:
+        spec = _at(made, step, wildcards).spec()
+        places = [str(path) for path in input] or [known["path"] for known in spec["inputs"]]
+        sources = [{**known, "path": path} for known, path in zip(spec["inputs"], places, strict=True)]
+        hints = {**spec["hints"], "threads": threads}
+        return {**spec, "inputs": sources, "output": str(output[0]), "hints": hints}
 
     return find
+
+
+def memory_mb(made: Plan, step: str) -> Callable[..., int]:
+    """A resource function: the main memory of a job in MiB; more each time the job is tried again (`--retries`)."""
+    needs = Needs(made)
+    return lambda wildcards, attempt: needs.memory_mb(_at(made, step, wildcards)) * attempt
+
+
+def minutes(made: Plan, step: str) -> Callable[..., int]:
+    """A resource function: the time limit of a job; more each time the job is tried again."""
+    needs = Needs(made)
+    return lambda wildcards, attempt: needs.minutes(_at(made, step, wildcards)) * attempt
 
 
 def log(step: str) -> str:
@@ -159,8 +177,10 @@ def begin(made: Plan, workflow: Any) -> None:
     os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", str(1 << 30))
     os.environ.setdefault("MALLOC_TRIM_THRESHOLD_", str((1 << 31) - 1))
     os.environ.pop(forkserver.RUN, None)
-    if workflow.local_exec:
-        os.environ[forkserver.RUN] = str(os.getpid())
+    if not workflow.local_exec:
+        os.environ[forkserver.SETTING] = "0"  # a scheduler's jobs have memory and GPUs of their own, often on another machine
+        return
+    os.environ[forkserver.RUN] = str(os.getpid())
     if made.needed():
         RUNNING.append(forkserver.start())
 

@@ -1,0 +1,150 @@
+"""How long a plan of ten thousand cells takes, and that a new method adds its own cells and nothing else.
+
+    python benchmarks/plan.py
+
+In a scratch copy of the project, settings like those of the benchmark paper (more presets, both keyword sets, suites of thousands of
+prompts in shards) are laid over params.yaml, and `palimpsest new-method` writes a method. Measured, each in a process of its own: building
+the plan, `snakemake -n` with nothing there and with a file at every place. The last line printed is JSON; a missed goal gives exit code 1."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+ROOT = Path(__file__).parents[1]
+COPIED = ("src", "methods", "rules", "workflow", "profiles", "docs", "Snakefile", "params.yaml")
+LINKED = ("models/micro", "data/micro", "data/reference")
+GOALS = {"build_seconds": 0.5, "dry_run_seconds": 15.0, "dry_run_complete_seconds": 15.0}
+NEW = "measured_here"
+BUILD = """
+import json, sys, time
+from palimpsest import params, plan
+began = time.perf_counter()
+settings = params.load("params.yaml", *sys.argv[1:])
+loaded = time.perf_counter()
+made = plan.build(settings, ".")
+built = time.perf_counter()
+print(json.dumps({"load": loaded - began, "build": built - loaded, "paths": list(made.cells)}))
+"""
+
+
+def overlay(shard: int) -> dict[str, Any]:
+    """The suites of the benchmark paper, by size, on the micro world's model; the prompt files need not be there to plan."""
+    i2p = {"format": "i2p", "path": "data/micro/prompts/i2p.csv", "rows": 8015}
+    coco = {"format": "coco", "path": "data/micro/prompts/coco.csv", "rows": 10000}
+    return {
+        "experiment": "large",
+        "replaces": ["suites", "gates"],
+        "variants": {"keyword_sets": ["detailed", "concise"], "all_keyword_sets": ["detailed", "concise"]},
+        "suites": {
+            "nsfw": {"kind": "unsafe", "shard": shard, "sources": {"i2p": i2p}},
+            "coco": {"kind": "benign", "shard": shard, "sources": {"coco": coco}},
+        },
+    }
+
+
+def more_presets(folder: Path) -> None:
+    """Ablations in the methods' own settings files: every preset that is run, also at other strengths."""
+    for path in folder.glob("*.yaml"):
+        file = yaml.safe_load(path.read_text(encoding="utf-8"))
+        if file["method"] == "sd":
+            continue
+        for preset in list(file["run"]):
+            for strength in (0.5, 0.75):
+                name = f"{preset}_{100 * strength:.0f}"
+                file["presets"][name] = {**file["presets"][preset], "strength": strength}
+                file["run"].append(name)
+        path.write_text(yaml.safe_dump(file, sort_keys=False), encoding="utf-8")
+
+
+def scratch(folder: Path, shard: int) -> dict[str, str]:
+    """Make the project and return the environment for commands in it."""
+    for name in COPIED:
+        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
+        copy(ROOT / name, folder / name)
+    for name in LINKED:
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).symlink_to(ROOT / name)
+    more_presets(folder / "methods")
+    (folder / "large.yaml").write_text(yaml.safe_dump(overlay(shard)), encoding="utf-8")
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": path, "PYTHONPATH": str(folder / "src")}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)
+    return environment
+
+
+def timed(command: list[str], folder: Path, environment: dict[str, str]) -> tuple[float, str]:
+    """Wall seconds and standard output of a command that must succeed."""
+    began = time.perf_counter()
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise SystemExit(f"{' '.join(command[:4])} failed:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
+    return time.perf_counter() - began, done.stdout
+
+
+def build(folder: Path, environment: dict[str, str], runs: int) -> dict[str, Any]:
+    """The plan's paths, and the fastest of several builds: the machine's other work only ever adds."""
+    command = [sys.executable, "-c", BUILD, "large.yaml"]
+    found = [json.loads(timed(command, folder, environment)[1]) for _ in range(runs)]
+    return min(found, key=lambda one: one["build"]) | {"first": found[0]["build"]}
+
+
+def new_cells(folder: Path, environment: dict[str, str], before: set[str]) -> dict[str, Any]:
+    """What the plan gains and loses when a method is added with the command that people use for it."""
+    timed([sys.executable, "-m", "palimpsest.cli", "new-method", NEW], folder, environment)
+    after = set(build(folder, environment, 1)["paths"])
+    theirs = {path for path in after - before if f"/{NEW}/" in path}
+    rest = sorted(path.split("/")[0] for path in (after - before) - theirs)
+    return {"added": len(theirs), "others_added": rest, "others_gone": len(before - after)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shard", type=int, default=512, help="prompts in a shard; smaller ones make more cells")
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--json", type=Path, help="write the figures here too")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="plan-") as name:
+        folder = Path(name)
+        environment = scratch(folder, options.shard)
+        made = build(folder, environment, options.runs + 1)
+        paths = set(made["paths"])
+        dry_run = [sys.executable, "-m", "snakemake", "-n", "--quiet", "all", "--configfile", "large.yaml"]
+        empty = min(timed(dry_run, folder, environment)[0] for _ in range(options.runs))
+        added = new_cells(folder, environment, paths)
+        for path in build(folder, environment, 1)["paths"]:  # only whether a file is there counts, so an empty one will do
+            (folder / path).parent.mkdir(parents=True, exist_ok=True)
+            (folder / path).touch()
+        complete = min(timed(dry_run, folder, environment)[0] for _ in range(options.runs))
+    figures: dict[str, Any] = {
+        "cells": len(paths),
+        "load_seconds": round(made["load"], 3),
+        "build_seconds": round(made["build"], 3),
+        "first_build_seconds": round(made["first"], 3),
+        "dry_run_seconds": round(empty, 2),
+        "dry_run_complete_seconds": round(complete, 2),
+        "new_method": added,
+    }
+    missed = [f"{name}: {figures[name]} s, goal {goal} s" for name, goal in GOALS.items() if figures[name] > goal]
+    # its cells, the keyword and image cells that it shares with others, and one table and one report, which replace the old ones
+    if added["others_added"] != ["data", "reports"] or added["others_gone"] != 2:
+        missed.append(f"a new method changed other cells: {added}")
+    if options.json:
+        options.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    print("\n".join(missed))
+    print(json.dumps(figures))
+    sys.exit(1 if missed else 0)
+
+
+if __name__ == "__main__":
+    main()
