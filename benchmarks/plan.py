@@ -110,7 +110,7 @@ def new_cells(folder: Path, environment: dict[str, str], before: set[str]) -> di
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shard", type=int, default=512, help="prompts in a shard; smaller ones make more cells")
+    parser.add_argument("--shard", type=int, default=1536, help="prompts in a shard; smaller ones make more cells")
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--json", type=Path, help="write the figures here too")
     options = parser.parse_args()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import subprocess
 import sys
 from collections import Counter
@@ -140,3 +142,25 @@ def test_every_cell_of_a_derived_keyword_set_reads_the_keywords(base):
     ]
     assert {c.step for c in cells} == {"erase", "generate"}
     assert all("keywords" in {i.step for i in c.inputs} for c in cells)
+
+
+def test_a_key_is_the_digest_of_the_recipe_as_plain_json(base):
+    """Keys are computed from shared pieces of text; this is what they stand for."""
+    for cell in base.cells.values():
+        text = json.dumps(cell.recipe, sort_keys=True, ensure_ascii=False)
+        assert cell.text() == text
+        assert cell.key == hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def test_a_job_is_described_in_plain_types(base):
+    """A job that had to load this package's classes to read its description would load code that its recipe does not count."""
+
+    def plain(value):
+        if type(value) is dict:
+            return all(type(name) is str and plain(item) for name, item in value.items())
+        if type(value) in (list, tuple):
+            return all(plain(item) for item in value)
+        return value is None or type(value) in (str, int, float, bool)
+
+    for cell in base.cells.values():
+        assert plain(cell.spec()), cell.name

@@ -12,6 +12,7 @@ from typing import Any
 from palimpsest.stamps import stamp
 
 HEX = 16
+ENCODE = json.JSONEncoder(sort_keys=True, ensure_ascii=False).encode
 PATTERNS = {
     "prompts": "data/shared/prompts/{suite}.{key}.parquet",
     "suppression": "data/shared/suppression/{theme}.{key}.parquet",
@@ -27,6 +28,25 @@ PATTERNS = {
 }
 
 
+class Shared(dict[str, Any]):
+    """Plain data that the recipes of many cells have in common: its text is made once. It must not be changed."""
+
+    @cached_property
+    def text(self) -> str:
+        return ENCODE(self)
+
+
+def _text(value: Any) -> str:
+    return value.text if isinstance(value, Shared) else ENCODE(value)
+
+
+def _plain(value: Any) -> Any:
+    """The value in the types of JSON alone, which a job can read without this module."""
+    if isinstance(value, Mapping):
+        return {name: _plain(item) for name, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+
 @dataclass(frozen=True, eq=False)
 class Cell:
     """One artifact: what it is (`where`), what decides it (`recipe`), its key and its path relative to the project."""
@@ -39,6 +59,15 @@ class Cell:
     raw: Mapping[str, str] = field(default_factory=dict)
     inputs: tuple[Cell, ...] = ()
     hints: Mapping[str, Any] = field(default_factory=dict)
+    place: str = field(init=False)
+    key: str = field(init=False)
+    path: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        # every cell of a plan needs these, and most plans are made to look at nothing else
+        object.__setattr__(self, "place", "/".join(self.where.values()))
+        object.__setattr__(self, "key", hashlib.sha256(self.text().encode()).hexdigest()[:HEX])
+        object.__setattr__(self, "path", PATTERNS[self.step].format(**self.where, key=self.key))
 
     @cached_property
     def recipe(self) -> dict[str, Any]:
@@ -46,25 +75,33 @@ class Cell:
         return {
             "step": self.step,
             "where": dict(self.where),
-            "args": dict(self.args),
+            "args": _plain(self.args),
             "code": self.code,
             "raw": dict(self.raw),
-            "inputs": [[c.step, "/".join(c.where.values()), c.key] for c in self.inputs],
+            "inputs": self._inputs(),
         }
 
-    @cached_property
-    def key(self) -> str:
-        text = json.dumps(self.recipe, sort_keys=True, ensure_ascii=False)
-        return hashlib.sha256(text.encode()).hexdigest()[:HEX]
+    def _inputs(self) -> list[list[str]]:
+        return [[cell.step, cell.place, cell.key] for cell in self.inputs]
 
-    @cached_property
-    def path(self) -> str:
-        return PATTERNS[self.step].format(**self.where, key=self.key)
+    def text(self) -> str:
+        """The recipe as JSON with sorted names, put together from parts, of which many cells share the largest."""
+        args = self.args
+        if not isinstance(args, Shared):
+            args_text = ", ".join(f"{_text(name)}: {_text(args[name])}" for name in sorted(args))
+        else:
+            args_text = args.text[1:-1]
+        parts = (self.code, self._inputs(), self.raw, self.step, self.where)
+        code, inputs, raw, step, where = map(ENCODE, parts)
+        return (
+            f'{{"args": {{{args_text}}}, "code": {code}, "inputs": {inputs}, "raw": {raw}, '
+            f'"step": {step}, "where": {where}}}'
+        )
 
     @property
     def name(self) -> str:
         """The place in words, e.g. `generate uce/diffusers2025/uncased.detailed/nsfw/0`."""
-        return f"{self.step} {'/'.join(self.where.values())}"
+        return f"{self.step} {self.place}"
 
     def spec(self) -> dict[str, Any]:
         """The plain dictionary that the job driver takes (see palimpsest.job)."""
@@ -72,7 +109,7 @@ class Cell:
             "step": self.step,
             "where": dict(self.where),
             "key": self.key,
-            "args": dict(self.args),
+            "args": _plain(self.args),
             "inputs": [{"step": c.step, "where": dict(c.where), "path": c.path} for c in self.inputs],
             "output": self.path,
             **stamp(self.roots),

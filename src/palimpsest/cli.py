@@ -64,8 +64,9 @@ def load_plan(overlays: list[Path] | None) -> Plan:
 
 @app.command()
 def doctor(config: Overlays = None) -> None:
-    """Check that a run can work here: Python, libraries, disk, memory, files of the experiment, leftovers of killed runs."""
-    from palimpsest.cli_doctor import FAIL, examine
+    """Check that a run can work here: libraries, disk, memory, GPU, files of the experiment, locks and leftovers, remote and cache."""
+    from palimpsest.cli_doctor import examine
+    from palimpsest.findings import FAIL
 
     checks = examine(Path(SETTINGS), config or [])
     for check in checks:

@@ -6,32 +6,19 @@ import json
 import os
 import platform
 import re
-import shutil
-import subprocess
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
 from palimpsest import environment, params, runlock
+from palimpsest.cli_doctor_room import disk, gpu
+from palimpsest.cli_doctor_sharing import sharing
+from palimpsest.findings import FAIL, GIB, OK, WARN, Check, size
 
-OK, WARN, FAIL = "ok", "warn", "FAIL"
 LOCK = "requirements.txt"
 RUNNERS = ("snakemake", "dvc", "pydantic", "grimp", "scipy", "matplotlib")
 FOLDERS = ("data", "models", "reports")
-GIB = 1 << 30
-DISK = 5 * GIB
 MEMORY = 6 * GIB
-
-
-@dataclass(frozen=True)
-class Check:
-    """One finding. level: "ok", "warn" (a run can start) or "FAIL" (it cannot). remedy: the next command, or empty."""
-
-    level: str
-    subject: str
-    found: str
-    remedy: str = ""
 
 
 def examine(settings: Path, overlays: Sequence[Path]) -> list[Check]:
@@ -40,12 +27,11 @@ def examine(settings: Path, overlays: Sequence[Path]) -> list[Check]:
     everywhere: list[Callable[[], Iterator[Check]]] = [
         python,
         lambda: libraries(root / LOCK),
-        lambda: disk(root),
         memory,
-        gpu,
         lambda: leftovers(root),
         lambda: lock(root),
         lambda: failures(root),
+        lambda: sharing(root),
     ]
     checks = [check for look in everywhere for check in look()]
     return [*checks, *experiment(settings, overlays, root)]
@@ -99,18 +85,6 @@ def libraries(path: Path) -> Iterator[Check]:
         )
 
 
-def disk(root: Path) -> Iterator[Check]:
-    """Whether there is room for artifacts."""
-    free = shutil.disk_usage(root).free
-    if free >= DISK:
-        yield Check(OK, "disk", f"{free / GIB:.0f} GiB free")
-    else:
-        remedy = "delete results you do not need (`du -sh data/* models/* | sort -h`), or `dvc gc -w` when they are shared"
-        yield Check(
-            WARN, "disk", f"{free / GIB:.1f} GiB free; a run of Stable Diffusion writes tens of GiB", remedy
-        )
-
-
 def memory() -> Iterator[Check]:
     """Whether memory is enough for the default experiment."""
     import psutil
@@ -128,34 +102,6 @@ def memory() -> Iterator[Check]:
         )
 
 
-def gpu() -> Iterator[Check]:
-    """Which GPU the driver reports, if any."""
-    tool = shutil.which("nvidia-smi")
-    if tool is None:
-        yield Check(OK, "gpu", "none; the micro world does not need one, Stable Diffusion does in practice")
-        return
-    query = [tool, "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
-    try:
-        done = subprocess.run(query, capture_output=True, text=True, timeout=20, check=False)
-    except subprocess.TimeoutExpired:
-        yield Check(
-            WARN,
-            "gpu",
-            "nvidia-smi does not answer",
-            "restart the driver, or hide the GPU with CUDA_VISIBLE_DEVICES=",
-        )
-        return
-    if done.returncode == 0 and done.stdout.strip():
-        yield Check(OK, "gpu", "; ".join(line.strip() for line in done.stdout.strip().splitlines()))
-    else:
-        yield Check(
-            WARN,
-            "gpu",
-            f"nvidia-smi failed: {(done.stderr or done.stdout).strip()[:200]}",
-            "check the driver with `nvidia-smi`",
-        )
-
-
 def leftovers(root: Path) -> Iterator[Check]:
     """Half-written files whose writer is gone."""
     parts = [path for folder in FOLDERS for path in sorted((root / folder).rglob("*.part"))]
@@ -167,12 +113,12 @@ def leftovers(root: Path) -> Iterator[Check]:
             "no half-written files" if not parts else f"{len(parts)} file(s) are being written now",
         )
         return
-    size = sum(path.stat().st_size for path in dead if path.exists())
+    amount = sum(path.stat().st_size for path in dead if path.exists())
     names = ", ".join(str(path) for path in dead[:3]) + (", ..." if len(dead) > 3 else "")
     yield Check(
         WARN,
         "leftovers",
-        f"{len(dead)} half-written file(s), {size / GIB:.2f} GiB: {names}",
+        f"{len(dead)} half-written file(s), {size(amount)}: {names}",
         "the next run removes them",
     )
 
@@ -204,7 +150,9 @@ def failures(root: Path) -> Iterator[Check]:
 
 
 def experiment(settings: Path, overlays: Sequence[Path], root: Path) -> Iterator[Check]:
-    """Settings, prompt files and weights of the experiment."""
+    """Settings, prompt files and weights of the experiment, and whether what it will do fits this machine."""
+    from palimpsest import plan
+    from palimpsest.prompts.inventory import check_files
     from palimpsest.weights import check_weights
 
     try:
@@ -217,10 +165,15 @@ def experiment(settings: Path, overlays: Sequence[Path], root: Path) -> Iterator
         "settings",
         f"experiment {found.experiment}, {len(found.themes)} themes, {len(found.suites)} suites",
     )
-    from palimpsest.prompts.inventory import check_files
-
     for name, problems in (("prompts", check_files(found, root)), ("weights", check_weights(found, root))):
         for problem in problems:
             yield Check(FAIL, name, problem)
         if not problems:
             yield Check(OK, name, "all files are there")
+    try:
+        made = plan.build(found, root)
+    except params.BadSettings as error:
+        yield Check(FAIL, "settings", str(error), "correct them, then `palimpsest validate`")
+        return
+    yield from disk(made)
+    yield from gpu(made)

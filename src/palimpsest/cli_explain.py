@@ -14,6 +14,7 @@ from palimpsest.plan import Plan
 
 SHOWN = 12
 LONGEST = 100
+DEEPEST = 8
 
 
 class NoSuchCell(LookupError):
@@ -30,8 +31,8 @@ def find(plan: Plan, text: str) -> list[Cell]:
     for wanted in (
         [c for c in cells if c.path == text],
         [c for c in cells if re.fullmatch("[0-9a-f]{4,16}", text) and c.key.startswith(text)],
-        [c for c in cells if text in (c.name, place(c))],
-        [c for c in cells if f"{c.name}/".startswith(f"{text}/") or f"{place(c)}/".startswith(f"{text}/")],
+        [c for c in cells if text in (c.name, c.place)],
+        [c for c in cells if f"{c.name}/".startswith(f"{text}/") or f"{c.place}/".startswith(f"{text}/")],
         [c for c in cells if c.step == text],
         [c for c in cells if re.fullmatch(_pattern(c), text)],
     ):
@@ -46,11 +47,6 @@ def find(plan: Plan, text: str) -> list[Cell]:
     raise NoSuchCell(
         f"no cell of this experiment is called {text!r}{hint}. A cell of another experiment needs --config."
     )
-
-
-def place(cell: Cell) -> str:
-    """Where a cell stands, without its step."""
-    return "/".join(cell.where.values())
 
 
 def _pattern(cell: Cell) -> str:
@@ -100,9 +96,10 @@ def siblings(plan: Plan, cell: Cell) -> list[Path]:
 
 
 def recipe_of(path: Path) -> dict[str, Any] | None:
-    """The recipe stored in an artifact; None for pages, which carry none. Raises store.CorruptArtifact."""
+    """The recipe stored in an artifact, beside it for a page; None where there is none. Raises store.CorruptArtifact."""
     if path.suffix == ".html":
-        return None
+        beside = path.with_name("meta.json")
+        return store.read_json(beside).get("recipe") if beside.is_file() else None
     meta = store.read_json(path).get("meta", {}) if path.suffix == ".json" else store.read_meta(path)
     return meta.get("recipe")
 
@@ -121,15 +118,22 @@ def _why(plan: Plan, cell: Cell, path: Path, depth: int = 0) -> Iterator[str]:
     for line in differences(old, cell.recipe):
         yield pad + line
     before = {(step, where): key for step, where, key in old.get("inputs", [])}
-    changed = [c for c in cell.inputs if before.get((c.step, place(c)), c.key) != c.key]
-    for source in changed[:SHOWN]:
-        was = before[source.step, place(source)]
-        yield f"{pad}input {source.name}: {was} -> {source.key}"
+    changed = [c for c in cell.inputs if before.get((c.step, c.place), c.key) != c.key]
+    shown = changed if len(changed) <= SHOWN else _examples(changed)
+    for source in shown:
+        was = before[source.step, source.place]
+        others = sum(c.step == source.step for c in changed) - 1 if shown is not changed else 0
+        yield f"{pad}input {source.name}: {was} -> {source.key}{f' (and {others} more like it)' if others else ''}"
         earlier = plan.root / source.path.replace(source.key, was)
-        if depth < 8 and earlier.is_file() and len(changed) <= SHOWN:
+        if depth < DEEPEST and earlier.is_file():
             yield from _why(plan, source, earlier, depth + 1)
-    if len(changed) > SHOWN:
-        yield f"{pad}... and {len(changed) - SHOWN} more inputs"
+        elif depth < DEEPEST:
+            yield f"{pad}  (the older one is not here, so its recipe cannot be compared)"
+
+
+def _examples(changed: list[Cell]) -> list[Cell]:
+    """One of many changed inputs for every step, in the order the data flows."""
+    return list({c.step: c for c in reversed(changed)}.values())[::-1]
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from palimpsest.cells import Cell
+from palimpsest.cells import Cell, Shared
 from palimpsest.fingerprint import fingerprint
 from palimpsest.keywords.collected import TABLE7
 from palimpsest.params import Params, Sampler
@@ -43,10 +44,15 @@ class Plan:
         self.params = params
         self.root = root
         self.cells: dict[str, Cell] = {}
-        self._model = params.model.model_dump()
+        self._model = Shared(params.model.model_dump())
+        self._samplings: dict[Sampler, Shared] = {}
+        self._fits: dict[tuple[str, str, str], Cell] = {}
+        self._judging: dict[str, Shared] = {}
+        self._targets: dict[Variant, Shared] = {}
+        self._comparing = Shared(pairs=params.report.pairs, themes=list(params.themes))
         self._prints: dict[tuple[str, str | None], str] = {}
         self._model_raw = self._print(params.model.path, params.model.revision)
-        self.runs = list(runs_of(params, root / "methods"))
+        self.runs = [replace(run, settings=Shared(run.settings)) for run in runs_of(params, root / "methods")]
         self.final = self._build()
 
     # --- pieces -----------------------------------------------------------------------------------------------------------
@@ -78,6 +84,28 @@ class Plan:
         if (path, revision) not in self._prints:
             self._prints[path, revision] = fingerprint(path, revision, self.root)
         return self._prints[path, revision]
+
+    # What many cells read alike is one object, whose text is made once for all their keys.
+
+    def _sampling(self, sampler: Sampler) -> Shared:
+        if sampler not in self._samplings:
+            self._samplings[sampler] = Shared(identity(sampler))
+        return self._samplings[sampler]
+
+    def _target(self, variant: Variant) -> Shared:
+        if variant not in self._targets:
+            self._targets[variant] = Shared(target_of(self.params, variant))
+        return self._targets[variant]
+
+    def _questions(self, name: str) -> Shared:
+        if name not in self._judging:
+            params = self.params
+            self._judging[name] = Shared(
+                detector=_detector_args(params.detectors[name]),
+                themes={theme: spec.detailed for theme, spec in params.themes.items()},
+                texts={rule: spec.texts for rule, spec in params.rules.items() if spec.texts},
+            )
+        return self._judging[name]
 
     def _samplers(self) -> list[Sampler]:
         """The different samplers in use, the experiment's own first."""
@@ -141,7 +169,7 @@ class Plan:
         detector = params.detectors[params.judge]
         args = {
             "model": self._model,
-            "sampler": identity(params.sampler),
+            "sampler": self._sampling(params.sampler),
             "keywords": params.themes[theme].detailed,
             "template": params.keywords.template,
             "seeds": params.keywords.seeds,
@@ -175,7 +203,7 @@ class Plan:
         for start, stop in self._chunks(count):
             args = {
                 "model": self._model,
-                "sampler": identity(sampler),
+                "sampler": self._sampling(sampler),
                 "templates": params.training_images.templates,
                 "subjects": spec.detailed if role == "target_images" else [spec.safe],
                 "avoid": spec.detailed if role == "safe_images" else [],
@@ -202,6 +230,12 @@ class Plan:
     def _erase(self, run: Run, variant: Variant) -> list[Cell]:
         if not run.fits:
             return []
+        known = (run.method, run.preset, variant.name)
+        if known not in self._fits:
+            self._fits[known] = self._fit(run, variant)
+        return [self._fits[known]]
+
+    def _fit(self, run: Run, variant: Variant) -> Cell:
         images = [
             cell
             for role in run.needs
@@ -213,15 +247,15 @@ class Plan:
             "method": run.module,
             # strength acts when a method is applied, so another strength needs no other fit
             "settings": {name: value for name, value in run.settings.items() if name != "strength"},
-            "target": target_of(self.params, variant),
+            "target": self._target(variant),
             "seed": self.params.seed,
             "resolution": self.params.model.resolution,
         }
         where = {"method": run.method, "preset": run.preset, "variant": variant.name}
         inputs = [*self._keyword_inputs(variant), *images]
-        return [
-            self._cell("erase", where, args, inputs, (run.module,), {self.params.model.path: self._model_raw})
-        ]
+        return self._cell(
+            "erase", where, args, inputs, (run.module,), {self.params.model.path: self._model_raw}
+        )
 
     def _keyword_inputs(self, variant: Variant) -> list[Cell]:
         derived = variant.keyword_set == "concise" and self.params.keywords.concise == "derived"
@@ -235,10 +269,10 @@ class Plan:
         for shard in range(self.shards(suite)):
             args = {
                 "model": self._model,
-                "sampler": identity(run.sampler),
+                "sampler": self._sampling(run.sampler),
                 "method": run.module,
                 "settings": run.settings,
-                "target": target_of(self.params, variant),
+                "target": self._target(variant),
                 "shard": [shard, self.params.suites[suite].shard],
             }
             where = {
@@ -256,18 +290,13 @@ class Plan:
         return cells
 
     def _score(self, generated: Cell, name: str) -> Cell:
-        params, detector = self.params, self.params.detectors[name]
-        args = {
-            "detector": _detector_args(detector),
-            "themes": {theme: spec.detailed for theme, spec in params.themes.items()},
-            "texts": {rule: spec.texts for rule, spec in params.rules.items() if spec.texts},
-        }
+        detector = self.params.detectors[name]
         raw = {detector.path: self._print(detector.path, detector.revision)}
         where = {**generated.where, "detector": name}
         return self._cell(
             "score",
             where,
-            args,
+            self._questions(name),
             [generated],
             (f"palimpsest.detectors.{detector.kind}",),
             raw,
@@ -276,18 +305,14 @@ class Plan:
 
     def _compare(self, ours: tuple[Cell, list[Cell]], base: tuple[Cell, list[Cell]]) -> Cell:
         judge = list(self.params.detectors).index(self.params.judge)
-        args = {
-            "pairs": self.params.report.pairs,
-            "themes": list(self.params.themes),
-        }
-        return self._cell("compare", ours[0].where, args, [ours[0], base[0], base[1][judge]])
+        return self._cell("compare", ours[0].where, self._comparing, [ours[0], base[0], base[1][judge]])
 
     def _gates(self) -> Cell:
         params = self.params
         detector = params.detectors[params.judge]
         args = {
             "model": self._model,
-            "sampler": identity(params.sampler),
+            "sampler": self._sampling(params.sampler),
             "detector": _detector_args(detector),
             "themes": {name: theme.detailed for name, theme in params.themes.items()},
             "gates": params.gates,

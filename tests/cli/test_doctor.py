@@ -33,7 +33,7 @@ def test_another_version_than_locked_is_a_warning(tmp_path: Path) -> None:
     lock = tmp_path / "requirements.txt"
     lock.write_text("numpy==0.0.1\n")
     (check,) = cli_doctor.libraries(lock)
-    assert check.level == cli_doctor.WARN
+    assert check.level == findings.WARN
     assert f"numpy {metadata.version('numpy')} (locked: 0.0.1)" in check.found
 
 
@@ -59,13 +59,13 @@ def test_half_written_files_are_told_apart_by_their_writer(project: Path) -> Non
     alive = folder / f"a.parquet.{os.getpid()}.part"
     alive.write_bytes(b"x")
     (check,) = cli_doctor.leftovers(project)
-    assert check.level == cli_doctor.OK
+    assert check.level == findings.OK
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
     dead = folder / f"b.parquet.{gone.pid}.part"
     dead.write_bytes(b"x")
     (check,) = cli_doctor.leftovers(project)
-    assert check.level == cli_doctor.WARN
+    assert check.level == findings.WARN
     assert "b.parquet" in check.found
     assert "a.parquet" not in check.found
     assert check.remedy == "the next run removes them"
@@ -75,18 +75,18 @@ def test_half_written_files_are_told_apart_by_their_writer(project: Path) -> Non
 
 def test_a_lock_without_a_run_is_left_to_the_next_run(project: Path) -> None:
     (free,) = cli_doctor.lock(project)
-    assert free.level == cli_doctor.OK
+    assert free.level == findings.OK
     held = project / ".snakemake" / "locks" / "0.output.lock"
     held.parent.mkdir(parents=True)
     held.write_text("reports")
     (check,) = cli_doctor.lock(project)
-    assert (check.level, check.remedy) == (cli_doctor.WARN, "the next run removes it")
+    assert (check.level, check.remedy) == (findings.WARN, "the next run removes it")
     assert len(runlock.take(project)) == 1
     (check,) = cli_doctor.lock(project)
     runlock.release()
-    assert check.level == cli_doctor.FAIL and f"process {os.getpid()} on" in check.found
+    assert check.level == findings.FAIL and f"process {os.getpid()} on" in check.found
     (check,) = cli_doctor.lock(project)
-    assert check.level == cli_doctor.OK
+    assert check.level == findings.OK
 
 
 def test_failed_cells_are_listed(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -94,10 +94,3 @@ def test_failed_cells_are_listed(project: Path, monkeypatch: pytest.MonkeyPatch)
     store.write_json(record, failure_path("0" * 16))
     (check,) = cli_doctor.failures(project)
     assert "erase uce/p: MemoryError: 9 GiB" in check.found
-
-
-def test_too_little_disk_is_a_warning(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cli_doctor, "DISK", 1 << 60)
-    (check,) = cli_doctor.disk(project)
-    assert check.level == cli_doctor.WARN
-    assert check.remedy

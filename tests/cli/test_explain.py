@@ -116,3 +116,31 @@ def test_equal_recipes_do_not_differ_and_new_inputs_are_named(made: plan.Plan) -
 def test_flatten_numbers_lists_of_mappings_and_keeps_other_lists() -> None:
     nested = {"a": {"b": 1, "c": [1, 2]}, "d": [{"e": 2}, {"e": 3}], "f": {}}
     assert dict(flatten(nested)) == {"a.b": 1, "a.c": [1, 2], "d[0].e": 2, "d[1].e": 3, "f": {}}
+
+
+def test_a_report_says_in_what_it_differs_from_the_last_one(run: Run, made: plan.Plan) -> None:
+    cell = made.final
+    recipe = copy.deepcopy(cell.recipe)
+    recipe["inputs"] = [[step, where, "a" * 16] if step == "score" else [step, where, key] for step, where, key in recipe["inputs"]]
+    older = made.root / cell.path.replace(cell.key, "0123456789abcdef")
+    older.parent.mkdir(parents=True)
+    older.write_text("<html>")
+    assert "(this artifact carries no recipe)" in run("explain", "report").output
+    store.write_json({"recipe": recipe}, older.with_name("meta.json"))
+    score = next(c for c in cell.inputs if c.step == "score")
+    old_score = copy.deepcopy(score.recipe)
+    old_score["args"]["detector"]["dtype"] = "float64"
+    write_older(made, score, old_score, "a" * 16)
+    output = run("explain", "report").output
+    count = sum(c.step == "score" for c in cell.inputs) - 1
+    assert f"input {score.name}: {'a' * 16} -> {score.key} (and {count} more like it)" in output
+    assert "args: detector.dtype: \"float64\" -> " in output
+
+
+def test_an_older_input_that_is_not_here_is_named(run: Run, made: plan.Plan) -> None:
+    cell = generate(made)
+    recipe = copy.deepcopy(cell.recipe)
+    for source in recipe["inputs"]:
+        source[2] = "b" * 16
+    write_older(made, cell, recipe)
+    assert "the older one is not here" in run("explain", cell.key).output
