@@ -3,8 +3,9 @@
     python benchmarks/plan.py
 
 In a scratch copy of the project, settings like those of the benchmark paper (more presets, both keyword sets, suites of thousands of
-prompts in shards) are laid over params.yaml, and `palimpsest new-method` writes a method. Measured, each in a process of its own: building
-the plan, `snakemake -n` with nothing there and with a file at every place. The last line printed is JSON; a missed goal gives exit code 1."""
+prompts in shards) are laid over params.yaml, and `palimpsest new-method` writes a method. Measured, each in a process of its own:
+building the plan, `snakemake -n` with nothing there and with a file at every place. The last line printed is JSON; a missed goal gives
+exit code 1."""
 
 from __future__ import annotations
 
@@ -109,8 +110,12 @@ def new_cells(folder: Path, environment: dict[str, str], before: set[str]) -> di
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shard", type=int, default=1536, help="prompts in a shard; smaller ones make more cells")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--shard", type=int, default=1536, help="prompts in a shard; smaller ones make more cells"
+    )
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--json", type=Path, help="write the figures here too")
     options = parser.parse_args()
@@ -122,7 +127,9 @@ def main() -> None:
         dry_run = [sys.executable, "-m", "snakemake", "-n", "--quiet", "all", "--configfile", "large.yaml"]
         empty = min(timed(dry_run, folder, environment)[0] for _ in range(options.runs))
         added = new_cells(folder, environment, paths)
-        for path in build(folder, environment, 1)["paths"]:  # only whether a file is there counts, so an empty one will do
+        for path in build(folder, environment, 1)[
+            "paths"
+        ]:  # only whether a file is there counts, so an empty one will do
             (folder / path).parent.mkdir(parents=True, exist_ok=True)
             (folder / path).touch()
         complete = min(timed(dry_run, folder, environment)[0] for _ in range(options.runs))
@@ -135,7 +142,9 @@ def main() -> None:
         "dry_run_complete_seconds": round(complete, 2),
         "new_method": added,
     }
-    missed = [f"{name}: {figures[name]} s, goal {goal} s" for name, goal in GOALS.items() if figures[name] > goal]
+    missed = [
+        f"{name}: {figures[name]} s, goal {goal} s" for name, goal in GOALS.items() if figures[name] > goal
+    ]
     # its cells, the keyword and image cells that it shares with others, and one table and one report, which replace the old ones
     if added["others_added"] != ["data", "reports"] or added["others_gone"] != 2:
         missed.append(f"a new method changed other cells: {added}")

@@ -62,7 +62,9 @@ def gpu(plan: Plan) -> Iterator[Check]:
     wanted += f"; unknown before the download: {', '.join(unknown)}" if unknown else ""
     found = gpus()
     if isinstance(found, str):
-        yield Check(WARN, "gpu", found, "check the driver with `nvidia-smi`, or hide it with CUDA_VISIBLE_DEVICES=")
+        yield Check(
+            WARN, "gpu", found, "check the driver with `nvidia-smi`, or hide it with CUDA_VISIBLE_DEVICES="
+        )
         return
     if not found:
         if plan.params.model.resolution < LARGE:

@@ -70,7 +70,12 @@ def remote(settings: Mapping[str, Any]) -> Iterator[Check]:
         yield Check(OK, "remote", f"{name} = {url}; not tried here, `dvc status --cloud` does")
         return
     if problem:
-        yield Check(WARN, "remote", f"{name} = {url}: {problem}", f"dvc remote modify {name} ..., or `dvc remote list`")
+        yield Check(
+            WARN,
+            "remote",
+            f"{name} = {url}: {problem}",
+            f"dvc remote modify {name} ..., or `dvc remote list`",
+        )
     else:
         yield Check(OK, "remote", f"{name} = {url}, can be written to")
 
@@ -135,7 +140,9 @@ def cache(settings: Mapping[str, Any], root: Path) -> Iterator[Check]:
         if folder.exists():
             yield Check(FAIL, "cache", f"{folder} is not a folder", "dvc cache dir PATH")
         else:
-            yield Check(OK, "cache", f"{folder} is made with the first `dvc add` or `dvc pull`; links: {links}")
+            yield Check(
+                OK, "cache", f"{folder} is made with the first `dvc add` or `dvc pull`; links: {links}"
+            )
         return
     amount, whole = _weigh(folder)
     text = f"{folder}, {'' if whole else 'more than '}{size(amount)}, links: {links}"
@@ -181,10 +188,14 @@ def locks(root: Path) -> Iterator[Check]:
         what = f"process {entry.get('pid')}: {entry.get('cmd')}"
         (busy if psutil.pid_exists(int(entry.get("pid", 0))) else dead).append(what)
     if busy:
-        yield Check(WARN, "dvc lock", f"files are in use by {'; '.join(busy[:3])}", "wait for it before the next one")
+        yield Check(
+            WARN, "dvc lock", f"files are in use by {'; '.join(busy[:3])}", "wait for it before the next one"
+        )
     elif dead:
         found = f"claims of DVC commands that are gone: {'; '.join(dead[:3])}"
-        yield Check(WARN, "dvc lock", found, f"rm {place / 'rwlock'}, or leave it: DVC skips claims of dead processes")
+        yield Check(
+            WARN, "dvc lock", found, f"rm {place / 'rwlock'}, or leave it: DVC skips claims of dead processes"
+        )
     else:
         yield Check(OK, "dvc lock", "free")
 

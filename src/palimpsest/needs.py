@@ -23,7 +23,9 @@ WIDTH = {"float32": 4, "bfloat16": 2, "float16": 2}
 PNG = 0.6
 ROW = 1024  # of a score table, all questions together
 HEAD = 16 * 1024  # recipe and description of any artifact
-PROCESS = 2560 * MIB  # torch, diffusers and transformers loaded, and the two snakemakes of a scheduler's job, each with a large plan
+PROCESS = (
+    2560 * MIB
+)  # torch, diffusers and transformers loaded, and the two snakemakes of a scheduler's job, each with a large plan
 # Activations while one image is made with guidance, per pixel of the image and byte of a number (512 x 512 in float32: about 1 GiB).
 ACTIVATIONS = 1024
 # Optimizer state, gradients and a frozen copy beside the weights, in float32.

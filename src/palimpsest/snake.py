@@ -178,7 +178,8 @@ def begin(made: Plan, workflow: Any) -> None:
     os.environ.setdefault("MALLOC_TRIM_THRESHOLD_", str((1 << 31) - 1))
     os.environ.pop(forkserver.RUN, None)
     if not workflow.local_exec:
-        os.environ[forkserver.SETTING] = "0"  # a scheduler's jobs have memory and GPUs of their own, often on another machine
+        # a scheduler's jobs have memory and GPUs of their own, often on another machine
+        os.environ[forkserver.SETTING] = "0"
         return
     os.environ[forkserver.RUN] = str(os.getpid())
     if made.needed():

@@ -1,4 +1,4 @@
-"""Code stamps of the plan, remembered between runs by the bytes of the sources they were made from: unchanged files are not parsed again."""
+"""Code stamps of the plan, remembered by the bytes of the sources they were made from: unchanged files are not parsed again."""
 
 from __future__ import annotations
 

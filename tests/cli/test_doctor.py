@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from palimpsest import cli_doctor, runlock, store
+from palimpsest import cli_doctor, findings, runlock, store
 from palimpsest.job import failure_path
 from tests.cli.conftest import Run
 

@@ -38,11 +38,14 @@ def cells(made: plan.Plan, step: str) -> list[plan.Cell]:
     return [cell for cell in made.cells.values() if cell.step == step]
 
 
-def test_images_are_counted_from_prompt_files_or_from_the_settings(micro: plan.Plan, paper: plan.Plan) -> None:
+def test_images_are_counted_from_prompt_files_or_from_the_settings(
+    micro: plan.Plan, paper: plan.Plan
+) -> None:
     needs = Needs(micro)
     rows = {
         "nsfw": sum(
-            len(pl.read_csv(f"data/micro/prompts/{name}.csv")) for name in ("i2p", "4chan", "lexica", "template")
+            len(pl.read_csv(f"data/micro/prompts/{name}.csv"))
+            for name in ("i2p", "4chan", "lexica", "template")
         ),
         "coco": len(pl.read_csv("data/micro/prompts/coco.csv")),
     }
@@ -60,7 +63,8 @@ def test_noisy_images_take_the_room_that_is_planned_for_them(micro: plan.Plan) -
     cell = next(c for c in cells(micro, "generate") if c.where["suite"] == "coco")
     ramp = np.linspace(40, 200, side)[None, :, None] + np.zeros((side, side, 3))
     pictures = [
-        np.clip(ramp + rng.normal(0, 6, (side, side, 3)), 0, 255).astype(np.uint8) for _ in range(Needs(micro).images(cell))
+        np.clip(ramp + rng.normal(0, 6, (side, side, 3)), 0, 255).astype(np.uint8)
+        for _ in range(Needs(micro).images(cell))
     ]
     rows = [{"bytes": store.encode_png(picture), "path": f"{n}.png"} for n, picture in enumerate(pictures)]
     path = micro.root / "measured.parquet"
@@ -95,7 +99,9 @@ def test_a_finished_experiment_needs_no_room(micro: plan.Plan) -> None:
     assert check.level == OK and "nothing is to be made" in check.found
 
 
-def test_the_paper_needs_tens_of_gigabytes_and_a_gpu(paper: plan.Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_paper_needs_tens_of_gigabytes_and_a_gpu(
+    paper: plan.Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
     total = sum(Needs(paper).disk(paper.needed()).values())
     assert 50 << 30 < total < 2000 << 30
     monkeypatch.setenv("PATH", "/nowhere")

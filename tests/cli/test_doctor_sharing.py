@@ -79,9 +79,12 @@ def test_a_folder_as_remote_is_written_to(folder: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("url", "problem"), [("/dev/full", "not a folder"), ("/no/such/disk/remote", "not mounted"), ("/proc/1", "written")]
+    ("url", "problem"),
+    [("/dev/full", "not a folder"), ("/no/such/disk/remote", "not mounted"), ("/proc/1", "written")],
 )
-def test_a_folder_that_cannot_be_a_remote_is_told_with_the_reason(folder: Path, url: str, problem: str) -> None:
+def test_a_folder_that_cannot_be_a_remote_is_told_with_the_reason(
+    folder: Path, url: str, problem: str
+) -> None:
     configure(folder, f"[core]\n    remote = shared\n['remote \"shared\"']\n    url = {url}\n")
     check = found(folder, "remote")
     assert check.level == WARN and problem in check.found and check.remedy
@@ -138,7 +141,9 @@ def test_a_bucket_is_written_to_and_left_as_it_was(folder: Path) -> None:
     try:
         _, port = server.get_host_and_port()
         options = {"aws_access_key_id": "x", "aws_secret_access_key": "y", "region_name": "us-east-1"}
-        client = botocore.session.Session().create_client("s3", endpoint_url=f"http://127.0.0.1:{port}", **options)
+        client = botocore.session.Session().create_client(
+            "s3", endpoint_url=f"http://127.0.0.1:{port}", **options
+        )
         bucket(folder, port)
         assert "bucket does not exist" in found(folder, "remote").found
         client.create_bucket(Bucket="bucket")

@@ -121,7 +121,10 @@ def test_flatten_numbers_lists_of_mappings_and_keeps_other_lists() -> None:
 def test_a_report_says_in_what_it_differs_from_the_last_one(run: Run, made: plan.Plan) -> None:
     cell = made.final
     recipe = copy.deepcopy(cell.recipe)
-    recipe["inputs"] = [[step, where, "a" * 16] if step == "score" else [step, where, key] for step, where, key in recipe["inputs"]]
+    recipe["inputs"] = [
+        [step, where, "a" * 16] if step == "score" else [step, where, key]
+        for step, where, key in recipe["inputs"]
+    ]
     older = made.root / cell.path.replace(cell.key, "0123456789abcdef")
     older.parent.mkdir(parents=True)
     older.write_text("<html>")
@@ -134,7 +137,7 @@ def test_a_report_says_in_what_it_differs_from_the_last_one(run: Run, made: plan
     output = run("explain", "report").output
     count = sum(c.step == "score" for c in cell.inputs) - 1
     assert f"input {score.name}: {'a' * 16} -> {score.key} (and {count} more like it)" in output
-    assert "args: detector.dtype: \"float64\" -> " in output
+    assert 'args: detector.dtype: "float64" -> ' in output
 
 
 def test_an_older_input_that_is_not_here_is_named(run: Run, made: plan.Plan) -> None:

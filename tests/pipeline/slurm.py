@@ -75,7 +75,9 @@ def _configuration(folder: Path, gpus: int, memory: int) -> str:
     lines = [f"{name}={value}" for name, value in settings.items()]
     cores = os.cpu_count() or 1
     generic = f"Gres=gpu:{gpus} " if gpus else ""
-    lines.append(f"NodeName={host} NodeAddr=127.0.0.1 CPUs={cores} RealMemory={memory} {generic}State=UNKNOWN")
+    lines.append(
+        f"NodeName={host} NodeAddr=127.0.0.1 CPUs={cores} RealMemory={memory} {generic}State=UNKNOWN"
+    )
     lines.append("PartitionName=main Nodes=ALL Default=YES State=UP")
     return "\n".join(lines) + "\n"
 

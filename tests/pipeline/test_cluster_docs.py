@@ -45,7 +45,9 @@ def test_the_page_names_every_profile_and_every_profile_it_names_exists() -> Non
 @pytest.mark.parametrize("name", [name for name in PROFILES if name != "default"])
 def test_profiles_use_options_that_snakemake_knows(name: str) -> None:
     """Options of plugins are known only where the plugin is installed; the others always are."""
-    shown = subprocess.run([sys.executable, "-m", "snakemake", "--help"], capture_output=True, text=True, check=True)
+    shown = subprocess.run(
+        [sys.executable, "-m", "snakemake", "--help"], capture_output=True, text=True, check=True
+    )
     known = set(re.findall(r"--([a-z][a-z0-9-]+)", shown.stdout))
     theirs = (f"{profile(name)['executor']}-", "storage-s3-")
     installed = find_spec(PLUGINS[name]) and (
@@ -57,7 +59,9 @@ def test_profiles_use_options_that_snakemake_knows(name: str) -> None:
 
 @pytest.mark.pipeline_slow
 @pytest.mark.parametrize("name", ["kubernetes", "aws-batch"])
-def test_profiles_of_clouds_can_be_planned_with(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_profiles_of_clouds_can_be_planned_with(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As far as it goes without the service: Snakemake reads the profile, loads the plugins and plans."""
     if not find_spec(PLUGINS[name]) or not find_spec("snakemake_storage_plugin_s3"):
         pytest.skip(f"{PLUGINS[name]} and snakemake_storage_plugin_s3 are not installed")
@@ -83,9 +87,22 @@ def test_the_commands_of_the_page_work(project: Project) -> None:
                 command = [sys.executable, "-m", "palimpsest.cli", *arguments, "--config", "overlay.yaml"]
             else:
                 assert program == "snakemake", line
-                command = [sys.executable, "-m", "snakemake", *arguments, *HASTY, "--configfile", "overlay.yaml"]
+                command = [
+                    sys.executable,
+                    "-m",
+                    "snakemake",
+                    *arguments,
+                    *HASTY,
+                    "--configfile",
+                    "overlay.yaml",
+                ]
             done = subprocess.run(
-                command, cwd=project.folder, env=project.environment, capture_output=True, text=True, check=False
+                command,
+                cwd=project.folder,
+                env=project.environment,
+                capture_output=True,
+                text=True,
+                check=False,
             )
             assert done.returncode == 0, f"{line}\n{done.stdout}{done.stderr}"
             assert report.is_file() or "-n" in arguments, line

@@ -71,14 +71,18 @@ def contents(project: Project) -> dict[str, Any]:
             found[name] = hashlib.sha256(table.drop(COSTS, strict=False).serialize()).hexdigest()
         elif path.suffix == ".safetensors":
             tensors, _ = store.read_tensors(path)
-            found[name] = {key: hashlib.sha256(value.numpy().tobytes()).hexdigest() for key, value in tensors.items()}
+            found[name] = {
+                key: hashlib.sha256(value.numpy().tobytes()).hexdigest() for key, value in tensors.items()
+            }
     return found
 
 
 def tables(project: Project) -> dict[str, bytes]:
     """The tables of the report as text files, without those that say what a cell cost."""
     folder = project.folder / "reports/scratch/tables"
-    return {path.name: path.read_bytes() for path in folder.glob("*.csv") if path.stem not in ("cost", "cells")}
+    return {
+        path.name: path.read_bytes() for path in folder.glob("*.csv") if path.stem not in ("cost", "cells")
+    }
 
 
 @contextmanager
@@ -109,7 +113,9 @@ def test_a_run_through_slurm_gives_the_keys_and_tables_of_a_local_run(tmp_path: 
         asked = submitted()
     assert visitors == [], "a job of the scheduler asked a fork server of the machine that submitted it"
     assert asked.keys() >= {"prompts", "erase", "generate", "score", "compare", "aggregate", "report"}
-    assert {rule for rule, resources in asked.items() if resources == "gres:gpu:1"} == GPU_RULES & asked.keys()
+    assert {
+        rule for rule, resources in asked.items() if resources == "gres:gpu:1"
+    } == GPU_RULES & asked.keys()
     assert there.artifacts() == here.artifacts()
     assert contents(there) == contents(here) and len(contents(here)) > 6
     assert tables(there) == tables(here) and len(tables(here)) > 4
