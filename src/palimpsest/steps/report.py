@@ -125,7 +125,9 @@ def with_costs(
 def digests(folder: Path) -> dict[str, str]:
     """The SHA-256 of every file of a report, by path: `meta.json` holds them and is sealed, so it vouches for the whole folder."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    return {
+        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files
+    }
 
 
 def run(job: Job) -> None:
