@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -200,3 +201,30 @@ def copied_origin(folder: Path) -> Path:
     shutil.copytree(origin() / "project.git", folder / "project.git")
     shutil.copytree(origin() / "store", folder / "store")
     return folder
+
+
+def flip(path: Path, at: int = -40) -> None:
+    """Change one bit of a file, leaving its size and its times as they were; read-only files and links too."""
+    stat = path.stat()
+    data = bytearray(path.read_bytes())
+    data[at] ^= 1
+    path.chmod(stat.st_mode | 0o200)
+    with open(path, "r+b") as handle:
+        handle.write(data)
+    path.chmod(stat.st_mode)
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+
+
+def edit(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    """Change a YAML file."""
+    value = yaml.safe_load(path.read_text(encoding="utf-8"))
+    change(value)
+    path.write_text(yaml.safe_dump(value, sort_keys=False), encoding="utf-8")
+
+
+def set_threshold(project: Clone, value: float) -> None:
+    """Change the threshold of the rule that the report speaks by: only the table and the report follow from it."""
+    edit(
+        project.folder / "params.yaml",
+        lambda settings: settings["rules"]["official_joined"].update(threshold=value),
+    )
