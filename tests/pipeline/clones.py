@@ -136,7 +136,7 @@ def write_table(path: Path, rows: list[list[Any]]) -> None:
 
 
 def _copy_project(folder: Path) -> None:
-    """The files of this checkout that git knows or would add, with the settings of a tiny experiment."""
+    """The files of this checkout that git knows or would add, with the settings of a tiny experiment and no other experiments."""
     listed = subprocess.run(
         ["git", "ls-files", "-co", "--exclude-standard", "-z"],
         cwd=ROOT,
@@ -146,7 +146,7 @@ def _copy_project(folder: Path) -> None:
     ).stdout
     for name in filter(None, listed.split("\0")):
         method = Path(name).parts[0] == "methods" and Path(name).stem not in METHODS
-        if (ROOT / name).is_file() and not method and not name.startswith("tests/"):
+        if (ROOT / name).is_file() and not method and not name.startswith(("tests/", "experiments/")):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, folder / name)
     whole = params.read_yaml(ROOT / "params.yaml")

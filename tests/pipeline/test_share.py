@@ -113,6 +113,7 @@ def test_only_what_the_settings_name_is_shared_and_pruning_spares_every_experime
     mine = pulled(tmp_path / "mine")
     settings = (mine.folder / "params.yaml").read_text()
     overlay = mine.folder / "experiments/mine.yaml"
+    overlay.parent.mkdir()
     overlay.write_text("experiment: mine\n")
     assert mine.made("--configfile", str(overlay)) == FINAL
     set_threshold(mine, 0.4)
