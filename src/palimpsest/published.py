@@ -1,6 +1,6 @@
-"""Headline numbers in git: one small file per method, so that `dvc metrics` and `dvc plots` compare any two commits without a download.
+"""Headline numbers in git: small files, so that `dvc metrics` and `dvc plots` compare any two commits without a download.
 
-One file per method, because two people who add methods then change different files.
+One file per suite and method, because two people who add methods, or suites, then change different files.
 """
 
 from __future__ import annotations
@@ -19,38 +19,38 @@ METRICS = Path("metrics")
 PLOTS = Path("plots")
 
 
-def by_method(numbers: Mapping[str, float]) -> dict[str, dict[str, float]]:
-    """The numbers of a report by method: `ep.<method>.<place>`, and the base's `base_unsafe.<suite>.<theme>`."""
-    found: dict[str, dict[str, float]] = {}
+def by_place(numbers: Mapping[str, float]) -> dict[tuple[str, str], dict[str, float]]:
+    """The numbers of a report by suite and method: `ep.<method>.<...>.<suite>.<theme>`, and the base's `base_unsafe.<suite>.<theme>`."""
+    found: dict[tuple[str, str], dict[str, float]] = {}
     for name, value in sorted(numbers.items()):
-        kind, _, rest = name.partition(".")
+        kind, *parts = name.split(".")
         if kind == "ep":
-            method, _, place = rest.partition(".")
-            found.setdefault(method, {})[f"ep.{place}"] = value
+            method, *place = parts
+            found.setdefault((place[-2], method), {})[".".join([kind, *place])] = value
         elif kind == "base_unsafe":
-            found.setdefault(BASE, {})[name] = value
+            found.setdefault((parts[0], BASE), {})[name] = value
     return found
 
 
 def publish(report: Path, experiment: str, root: Path) -> list[str]:
-    """Write `metrics/<experiment>/<method>.json` and `plots/<experiment>/<method>.csv` of a report; returns what changed.
+    """Write `metrics/<experiment>/<suite>/<method>.json` and `plots/.../<method>.csv` of a report; returns what changed.
 
-    Files of methods that the report no longer has are removed.
+    Files of suites and methods that the report no longer has are removed.
     """
-    methods = by_method(store.read_json(report / "metrics.json"))
     wanted: dict[Path, str] = {}
-    for method, numbers in methods.items():
-        wanted[METRICS / experiment / f"{method}.json"] = json.dumps(numbers, indent=1, sort_keys=True) + "\n"
+    for (suite, method), numbers in by_place(store.read_json(report / "metrics.json")).items():
+        place = Path(experiment, suite)
+        wanted[METRICS / place / f"{method}.json"] = json.dumps(numbers, indent=1, sort_keys=True) + "\n"
         rows = [
             [name.removeprefix("ep."), value] for name, value in numbers.items() if name.startswith("ep.")
         ]
         if rows:
             text = io.StringIO()
             csv.writer(text, lineterminator="\n").writerows([["cell", "ep"], *rows])
-            wanted[PLOTS / experiment / f"{method}.csv"] = text.getvalue()
+            wanted[PLOTS / place / f"{method}.csv"] = text.getvalue()
     changed = [path for path, text in wanted.items() if _write(root / path, text)]
     for folder in (METRICS / experiment, PLOTS / experiment):
-        for path in sorted((root / folder).glob("*.*")):
+        for path in sorted((root / folder).rglob("*.*")):
             if path.relative_to(root) not in wanted:
                 path.unlink()
                 changed.append(path.relative_to(root))

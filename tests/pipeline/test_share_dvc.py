@@ -41,12 +41,12 @@ def test_status_is_clean_after_repro_and_notices_edits(tagged: Clone) -> None:
 
 def test_metrics_tell_two_tags_apart(tagged: Clone) -> None:
     changed = json.loads(tagged.ok("dvc", "metrics", "diff", "first", "second", "--json"))
-    assert set(changed) == {"metrics/scratch/sd.json"} or "metrics/scratch/uce.json" in changed
-    numbers = changed["metrics/scratch/sd.json"]["base_unsafe.nsfw.uncased"]
+    assert set(changed) == {"metrics/scratch/nsfw/sd.json"} or "metrics/scratch/nsfw/uce.json" in changed
+    numbers = changed["metrics/scratch/nsfw/sd.json"]["base_unsafe.nsfw.uncased"]
     assert numbers["old"] > numbers["new"] and numbers["diff"] == pytest.approx(
         numbers["new"] - numbers["old"]
     )
-    assert "metrics/scratch/uce.json" in tagged.ok("dvc", "metrics", "show")
+    assert "metrics/scratch/nsfw/uce.json" in tagged.ok("dvc", "metrics", "show")
 
 
 def test_plots_need_no_network(tagged: Clone) -> None:
@@ -55,7 +55,7 @@ def test_plots_need_no_network(tagged: Clone) -> None:
     assert re.findall(r"""(?:src|href)\s*=""", page) == [] and "import(" not in page
     assert "diffusers2025.uncased.detailed.nsfw.uncased" in page and '"rev": "first"' in page
     data = json.loads(tagged.ok("dvc", "plots", "show", "--json"))["data"]
-    assert set(data) == {"plots/scratch/uce.csv"}
+    assert set(data) == {"plots/scratch/nsfw/uce.csv"}
 
 
 def test_datasets_and_polars_open_what_was_shared(tagged: Clone, tmp_path: Path) -> None:

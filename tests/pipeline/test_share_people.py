@@ -84,7 +84,7 @@ def test_two_people_add_methods_and_merge_without_a_conflict(tmp_path: Path) -> 
     fresh.ok("dvc", "pull")
     assert fresh.made() == {}
     assert set(fresh.ok("dvc", "metrics", "show").split()) >= {
-        f"metrics/scratch/{n}.json" for n in ("first", "second", "uce")
+        f"metrics/scratch/nsfw/{n}.json" for n in ("first", "second", "uce")
     }
 
 
