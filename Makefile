@@ -29,7 +29,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK ?= 1
 unexport PYTHONDONTWRITEBYTECODE
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help setup report test test-slow lint format types world lock clean distclean
+.PHONY: help setup report share test test-pipeline test-slow lint format types world lock clean distclean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(firstword $(MAKEFILE_LIST)) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -49,8 +49,14 @@ report: $(READY) ## the whole benchmark on the micro world, then its page (EXPER
 	  echo "Some cells failed; reports/$(EXPERIMENT)/index.html shows the others and the reasons. Run the same command again to go on." >&2; exit 1; }
 	@echo; echo "The report is ready: open reports/$(EXPERIMENT)/index.html in a browser."
 
+share: $(READY) ## check the results, let DVC track what is new, and say what to commit and push
+	@$(BIN)/palimpsest share $(if $(OVERLAY),--config experiments/$(EXPERIMENT).yaml) $(ARGS)
+
 test: $(READY) ## all tests but the slow ones
 	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
+
+test-pipeline: $(READY) ## every scenario of the pipeline, the slow ones too
+	@$(BIN)/python -m pytest tests/pipeline -m "pipeline_slow or not pipeline_slow" $(ARGS)
 
 test-slow: $(READY) ## the slow tests alone
 	@$(BIN)/python -m pytest -m slow $(ARGS)

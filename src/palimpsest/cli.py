@@ -179,6 +179,41 @@ def validate(
         stop(f"{bad} file(s) cannot be used.")
 
 
+@app.command()
+def share(
+    config: Overlays = None,
+    prune: Annotated[
+        bool, typer.Option("--prune", help="Also delete artifacts that no experiment of this project names.")
+    ] = False,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Bring damaged artifacts back, or delete those never shared.")
+    ] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", "-n", help="Check everything, change nothing, say what would be done."),
+    ] = False,
+) -> None:
+    """Check every artifact, let DVC track what is new, and say what to commit and push."""
+    from palimpsest import cli_share, sharing
+    from palimpsest.params import BadSettings
+    from palimpsest.tracked import DvcFailed
+
+    plan, root = load_plan(config), Path(".")
+    try:
+        if repair:
+            brought, deleted = sharing.repair(plan)
+            lines = cli_share.listed("brought back as shared:", brought)
+            lines += cli_share.listed("deleted (`snakemake` makes them again):", deleted)
+            typer.echo("\n".join(lines or ["Every artifact is whole."]))
+            return
+        done = sharing.share(plan, lambda: cli_share.other_plans(Path(SETTINGS), root), prune, dry_run)
+    except (sharing.Refused, DvcFailed, BadSettings) as error:
+        stop(str(error))
+    lines = cli_share.summary(done, dry_run)
+    lines += [] if dry_run else cli_share.next_steps(root, plan.params.experiment)
+    typer.echo("\n".join(lines))
+
+
 def main() -> None:
     """Entry point of the command."""
     app()

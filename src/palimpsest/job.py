@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from palimpsest import closure, environment, store
+from palimpsest import closure, environment, seal, store
 
 if TYPE_CHECKING:
     import polars as pl
@@ -106,6 +106,7 @@ class Job:
             "seconds": round(time.perf_counter() - self.started, 3),
             "peak_memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
             **dict(extra or {}),
+            seal.NAME: seal.OPEN,
         }
 
     def write_parquet(
@@ -133,6 +134,7 @@ DRIVER = frozenset(
         "palimpsest.job",
         "palimpsest.closure",
         "palimpsest.environment",
+        "palimpsest.seal",
         "palimpsest.store",
         "palimpsest.forkserver",
     }

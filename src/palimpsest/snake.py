@@ -181,9 +181,21 @@ def begin(made: Plan, workflow: Any) -> None:
         # a scheduler's jobs have memory and GPUs of their own, often on another machine
         os.environ[forkserver.SETTING] = "0"
         return
+    unthrottle(workflow)
     os.environ[forkserver.RUN] = str(os.getpid())
     if made.needed():
         RUNNING.append(forkserver.start())
+
+
+def unthrottle(workflow: Any) -> None:
+    """Lift Snakemake's limit on job starts per second, which protects schedulers and has nothing to protect on one machine.
+
+    While it is on, every pass of the scheduler arms a timer that causes the next pass a second later, and every finished job adds such
+    a chain: after 400 jobs they took a quarter of a core (Snakemake 9.27).
+    """
+    scheduler = getattr(workflow, "scheduler", None)
+    if getattr(scheduler, "job_rate_limiter", None) is not None:
+        scheduler.job_rate_limiter = None
 
 
 def tell_when_full(root: Path) -> None:

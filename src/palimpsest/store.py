@@ -1,6 +1,7 @@
 """Reading and writing artifacts: whole or not at all, with the recipe inside, and refused with a remedy when damaged.
 
-A file is written beside its place and renamed when it is complete, so the right name never stands for half an artifact.
+A file is written beside its place and renamed when it is complete, so the right name never stands for half an artifact. A description
+with an open seal is sealed (palimpsest.seal).
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from palimpsest import seal
 
 if TYPE_CHECKING:
     import numpy as np
@@ -85,6 +88,7 @@ def write_json(value: Any, path: str | Path) -> None:
         part.write_text(
             json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8"
         )
+        seal.close(part)
 
 
 def read_json(path: str | Path) -> Any:
@@ -136,6 +140,7 @@ def write_parquet(
             row_group_size=row_group_size,
             compression=compression,
         )
+        seal.close(part)
 
 
 def _plain(kind: pa.DataType) -> pa.DataType:
@@ -199,6 +204,7 @@ def write_tensors(
     header = {META.decode(): json.dumps(dict(meta or {}), sort_keys=True, ensure_ascii=False)}
     with atomic(path) as part:
         save_file(ready, part, metadata=header)
+        seal.close(part)
 
 
 def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import importlib
 import os
 import shutil
@@ -121,6 +122,14 @@ def with_costs(
     return cells.join(frame, on=names, how="left", nulls_equal=True)
 
 
+def digests(folder: Path) -> dict[str, str]:
+    """The SHA-256 of every file of a report, by path: `meta.json` holds them and is sealed, so it vouches for the whole folder."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {
+        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files
+    }
+
+
 def run(job: Job) -> None:
     params = parse(job.args["params"])
     table = job.one("aggregate")
@@ -148,7 +157,7 @@ def run(job: Job) -> None:
         store.write_parquet(cells, part / "cells.parquet", {"experiment": params.experiment})
         store.write_json({"costs": meta["costs"]}, part / "costs.json")
         job.check()
-        store.write_json(job.meta(), part / "meta.json")
+        store.write_json(job.meta({"files": digests(part)}), part / "meta.json")
         os.replace(part, folder)
     finally:
         shutil.rmtree(part, ignore_errors=True)
