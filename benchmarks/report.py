@@ -52,9 +52,10 @@ def main() -> None:
     )
     parser.add_argument("--configfile", action="append", default=[], help="overlays of params.yaml")
     parser.add_argument("--json", type=Path, help="write the figures here too")
+    parser.add_argument("--keep", type=Path, help="clone to this new folder and keep what was made there")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch) / "project"
+        folder = options.keep or Path(scratch) / "project"
         subprocess.run(["git", "clone", "--quiet", str(ROOT), str(folder)], check=True)
         overlays = ["--configfile", *options.configfile] if options.configfile else []
         seconds, peak, status = measure([sys.executable, "-m", "snakemake", *overlays], folder)

@@ -183,7 +183,8 @@ def locks(root: Path) -> Iterator[Check]:
     if held:
         yield Check(WARN, "dvc lock", f"a DVC command is at work ({held})", "wait for it before the next one")
         return
-    busy, dead = [], []
+    busy: list[str] = []
+    dead: list[str] = []
     for entry in _claims(place / "rwlock"):
         what = f"process {entry.get('pid')}: {entry.get('cmd')}"
         (busy if psutil.pid_exists(int(entry.get("pid", 0))) else dead).append(what)

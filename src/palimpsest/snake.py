@@ -193,7 +193,7 @@ def unthrottle(workflow: Any) -> None:
     While it is on, every pass of the scheduler arms a timer that causes the next pass a second later, and every finished job adds such
     a chain: after 400 jobs they took a quarter of a core (Snakemake 9.27).
     """
-    scheduler = getattr(workflow, "scheduler", None)
+    scheduler: Any = getattr(workflow, "scheduler", None)
     if getattr(scheduler, "job_rate_limiter", None) is not None:
         scheduler.job_rate_limiter = None
 

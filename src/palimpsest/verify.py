@@ -11,7 +11,6 @@ from typing import Any
 from palimpsest import seal, store
 from palimpsest.cells import HEX, Cell
 
-
 # What a report says of itself; every other artifact holds its description.
 REPORT = "meta.json"
 
