@@ -62,6 +62,7 @@ def test_one_changed_byte_is_named_and_refused_and_repaired_by_one_command(
     assert mine.made() == {} and "Nothing is new" in mine.ok("palimpsest", "share")
 
 
+@pytest.mark.pipeline_slow
 def test_what_was_never_shared_is_checked_as_well_and_made_again(tmp_path: Path) -> None:
     mine = pulled(tmp_path / "mine")
     set_threshold(mine, 0.4)
@@ -77,6 +78,7 @@ def test_what_was_never_shared_is_checked_as_well_and_made_again(tmp_path: Path)
     assert f"data/tables/scratch/{table.name}" in said and "git commit" in said and "dvc push" in said
 
 
+@pytest.mark.pipeline_slow
 def test_a_truncated_file_is_refused_at_reading_with_path_and_remedy(tmp_path: Path) -> None:
     mine = pulled(tmp_path / "mine")
     score = mine.path("data/scores/uce/**/nsfw-0.vqa.*.parquet")
@@ -109,6 +111,7 @@ def test_nothing_is_shared_while_a_run_is_under_way(tmp_path: Path) -> None:
     assert said.returncode == 1 and "being written" in said.stdout
 
 
+@pytest.mark.pipeline_slow
 def test_only_what_the_settings_name_is_shared_and_pruning_spares_every_experiment(tmp_path: Path) -> None:
     mine = pulled(tmp_path / "mine")
     settings = (mine.folder / "params.yaml").read_text()
