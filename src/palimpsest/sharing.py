@@ -14,8 +14,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from palimpsest import runlock, verify
 from palimpsest import tracked as dvc
-from palimpsest import verify
 from palimpsest.cells import Cell
 from palimpsest.plan import Plan
 from palimpsest.published import publish
@@ -62,12 +62,14 @@ class Done:
 
 
 def at_work(root: Path) -> None:
-    """Raise Refused while a run holds Snakemake's lock, or a process is still writing an artifact."""
-    locks = root / ".snakemake/locks"
-    if locks.is_dir() and any(locks.iterdir()):
+    """Raise Refused while a run holds the folder, has been killed in it, or a process is still writing an artifact."""
+    running = runlock.holder(root)
+    if running:
+        raise Refused(f"A run is under way, so artifacts may still change: {running}. Wait until it ends.")
+    if runlock.left_behind(root):
         raise Refused(
-            "A run holds the lock of this folder; artifacts may still change. Wait until it ends. "
-            "If it was killed: `snakemake --unlock`, then `snakemake`, then share again."
+            "A run holds Snakemake's lock, on another machine, or was killed. Wait until it ends; if it was killed, "
+            "`snakemake` goes on where it stopped. Then share again."
         )
     writing = [path for path in artifacts(root, parts=True) if _written_now(path)]
     if writing:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,8 @@ LINKS = [
     pytest.param("hardlink", marks=pytest.mark.pipeline_slow),
     pytest.param("symlink", marks=pytest.mark.pipeline_slow),
 ]
+# What a run does first, and then it stays.
+HOLD = "from pathlib import Path; from palimpsest import runlock; runlock.take(Path('.')); print('held', flush=True); input()"
 FINAL = {"aggregate": 1, "report": 1}
 
 
@@ -62,6 +65,7 @@ def test_one_changed_byte_is_named_and_refused_and_repaired_by_one_command(
     assert mine.made() == {} and "Nothing is new" in mine.ok("palimpsest", "share")
 
 
+@pytest.mark.pipeline_slow
 def test_what_was_never_shared_is_checked_as_well_and_made_again(tmp_path: Path) -> None:
     mine = pulled(tmp_path / "mine")
     set_threshold(mine, 0.4)
@@ -77,6 +81,7 @@ def test_what_was_never_shared_is_checked_as_well_and_made_again(tmp_path: Path)
     assert f"data/tables/scratch/{table.name}" in said and "git commit" in said and "dvc push" in said
 
 
+@pytest.mark.pipeline_slow
 def test_a_truncated_file_is_refused_at_reading_with_path_and_remedy(tmp_path: Path) -> None:
     mine = pulled(tmp_path / "mine")
     score = mine.path("data/scores/uce/**/nsfw-0.vqa.*.parquet")
@@ -93,12 +98,25 @@ def test_a_truncated_file_is_refused_at_reading_with_path_and_remedy(tmp_path: P
 
 def test_nothing_is_shared_while_a_run_is_under_way(tmp_path: Path) -> None:
     mine = pulled(tmp_path / "mine")
+    holder = [sys.executable, "-c", HOLD]
+    with subprocess.Popen(
+        holder,
+        cwd=mine.folder,
+        env=mine.environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as run:
+        assert run.stdout is not None and run.stdout.readline() == "held\n"
+        said = mine.run("palimpsest", "share")
+        run.kill()
+    assert said.returncode == 1 and f"process {run.pid}" in said.stdout
     locks = mine.folder / ".snakemake/locks"
-    locks.mkdir(parents=True)
+    locks.mkdir(parents=True, exist_ok=True)
     (locks / "0.input.lock").write_text("x")
     said = mine.run("palimpsest", "share")
-    assert said.returncode == 1 and "lock" in said.stdout and "snakemake --unlock" in said.stdout
-    (locks / "0.input.lock").unlink()
+    assert said.returncode == 1 and "was killed" in said.stdout
+    assert mine.made() == {}  # which clears the lock away
     model = mine.path("models/uce/**/*.safetensors")
     with subprocess.Popen(["sleep", "60"]) as gone:
         gone.kill()
@@ -109,6 +127,7 @@ def test_nothing_is_shared_while_a_run_is_under_way(tmp_path: Path) -> None:
     assert said.returncode == 1 and "being written" in said.stdout
 
 
+@pytest.mark.pipeline_slow
 def test_only_what_the_settings_name_is_shared_and_pruning_spares_every_experiment(tmp_path: Path) -> None:
     mine = pulled(tmp_path / "mine")
     settings = (mine.folder / "params.yaml").read_text()

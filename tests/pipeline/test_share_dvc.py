@@ -13,6 +13,8 @@ import pytest
 from palimpsest import store
 from tests.pipeline.clones import Clone, clone, edit, set_threshold
 
+pytestmark = pytest.mark.pipeline_slow
+
 
 @pytest.fixture(scope="module")
 def tagged(tmp_path_factory: pytest.TempPathFactory) -> Clone:
@@ -22,7 +24,7 @@ def tagged(tmp_path_factory: pytest.TempPathFactory) -> Clone:
     mine.ok("dvc", "repro")
     mine.sh("git add -A && git commit -qm First && git tag first")
     before = mine.artifacts()
-    set_threshold(mine, 0.95)
+    set_threshold(mine, 0.001)  # below every score: all images count as unsafe
     mine.ok("dvc", "repro")
     assert len(set(mine.artifacts()) - set(before)) == 2  # table and report
     return mine
@@ -41,11 +43,10 @@ def test_status_is_clean_after_repro_and_notices_edits(tagged: Clone) -> None:
 
 def test_metrics_tell_two_tags_apart(tagged: Clone) -> None:
     changed = json.loads(tagged.ok("dvc", "metrics", "diff", "first", "second", "--json"))
-    assert set(changed) == {"metrics/scratch/nsfw/sd.json"} or "metrics/scratch/nsfw/uce.json" in changed
     numbers = changed["metrics/scratch/nsfw/sd.json"]["base_unsafe.nsfw.uncased"]
-    assert numbers["old"] > numbers["new"] and numbers["diff"] == pytest.approx(
-        numbers["new"] - numbers["old"]
-    )
+    assert numbers["old"] < numbers["new"] == 1 and numbers["diff"] == pytest.approx(1 - numbers["old"])
+    proportions = changed["metrics/scratch/nsfw/uce.json"]["ep.diffusers2025.uncased.detailed.nsfw.uncased"]
+    assert proportions["new"] == 0 < proportions["old"]
     assert "metrics/scratch/nsfw/uce.json" in tagged.ok("dvc", "metrics", "show")
 
 

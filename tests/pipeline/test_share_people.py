@@ -37,7 +37,7 @@ def test_scores_and_reports_are_enough_to_see_the_report_and_to_go_on(tmp_path: 
     mine.sh("dvc pull -q data/scores/*.dvc data/tables/*/*.dvc reports/*.dvc")
     assert mine.made() == {}
     assert "UCE" in (mine.folder / "reports/scratch/index.html").read_text(encoding="utf-8")
-    assert not list(mine.folder.glob("data/generations/*/")) and not list(mine.folder.glob("models/uce"))
+    assert not list(mine.folder.glob("data/generations/*/*")) and not list(mine.folder.glob("models/uce"))
     add_method(mine, "tidy")
     mine.ok("dvc", "pull", *BASE)
     assert mine.made() == METHOD
@@ -56,7 +56,7 @@ def test_a_method_added_to_a_partly_pulled_folder_forgets_nothing(tmp_path: Path
     tracked = set(mine.ok("dvc", "list", ".", "-R", "--dvc-only").split())
     add_method(mine, "tidy")
     # without the base's images and the prompts these are made again; everybody's copy stays what it was
-    assert mine.made() == {**METHOD, "prompts": 1, "generate": 2}
+    assert mine.made() == {**METHOD, "prompts": 1, "keywords": 1, "generate": 2}
     said = mine.ok("palimpsest", "share")
     assert "made again here" in said and "data/generations/sd/" in said.split("made again here")[1]
     assert tracked < set(mine.ok("dvc", "list", ".", "-R", "--dvc-only").split())
