@@ -9,7 +9,9 @@ times and their ratio.
 from __future__ import annotations
 
 import argparse
+import json
 import time
+from pathlib import Path
 
 import numpy as np
 
@@ -37,6 +39,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=32)
     parser.add_argument("--questions", type=int, default=17)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--json", type=Path, help="write the figures here too")
     given = parser.parse_args()
     judge = vqa.load(specs.Detector(kind="vqa", path=given.folder), given.device)
     side = judge.model.settings.image_size
@@ -63,6 +66,17 @@ def main() -> None:
     print(f"ratio: {single / batched:.1f}x; largest difference of a score: {difference:.1e}")
     if difference > LARGEST_DIFFERENCE:
         raise SystemExit(f"scores differ by {difference:.1e}, more than {LARGEST_DIFFERENCE}")
+    if given.json:
+        figures = {
+            "device": given.device,
+            "images": given.images,
+            "questions": given.questions,
+            "apart_scores_per_second": round(pairs / single, 1),
+            "together_scores_per_second": round(pairs / batched, 1),
+            "ratio": round(single / batched, 2),
+            "largest_difference_of_a_score": difference,
+        }
+        given.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
