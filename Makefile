@@ -56,7 +56,7 @@ test: $(READY) ## all tests but the slow ones
 	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
 test-pipeline: $(READY) ## every scenario of the pipeline, the slow ones too
-	@$(BIN)/python -m pytest tests/pipeline -m "pipeline_slow or not pipeline_slow" $(ARGS)
+	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest tests/pipeline -m "pipeline_slow or not pipeline_slow" -n $(WORKERS) --dist loadfile $(ARGS)
 
 test-slow: $(READY) ## the slow tests alone
 	@$(BIN)/python -m pytest -m slow $(ARGS)
