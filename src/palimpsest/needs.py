@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import math
 from collections.abc import Iterable
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path
 
 from palimpsest.cells import Cell
@@ -42,6 +42,7 @@ class Needs:
         self.plan = plan
         self.params: Params = plan.params
         self.root = plan.root
+        self._counted: dict[Path, int] = {}
 
     # --- counts ----------------------------------------------------------------------------------------------------------------
 
@@ -57,14 +58,20 @@ class Needs:
             return words * (words + 1) * int(cell.args["seeds"])
         if cell.step == "gates":
             gates = self.params.gates
-            tables = [self.root / path for path in gates.get("files", []) if str(path).endswith(".csv")]
-            repeated = sum(_lines(path) for path in tables) * int(gates.get("benign_seeds", 1))
+            tables = [path for path in gates.get("files", []) if str(path).endswith(".csv")]
+            repeated = sum(self._lines(path) for path in tables) * int(gates.get("benign_seeds", 1))
             return int(gates.get("renders", 0)) + repeated
         return 0
 
     def rows(self, suite: Suite) -> int:
         """Number of prompts of a suite: as its settings declare, else as many as its files have."""
-        return sum((s.rows or _lines(self.root / s.path)) * s.repetitions for s in suite.sources.values())
+        return sum((s.rows or self._lines(s.path)) * s.repetitions for s in suite.sources.values())
+
+    def _lines(self, path: str) -> int:
+        place = self.root / path
+        if place not in self._counted:
+            self._counted[place] = _lines(place)
+        return self._counted[place]
 
     @cached_property
     def parameters(self) -> int:
@@ -167,7 +174,6 @@ def _kind(cell: Cell) -> tuple[str, ...]:
     return (cell.step, cell.where["method"], cell.where["preset"]) if cell.step == "erase" else (cell.step,)
 
 
-@cache
 def _lines(path: Path) -> int:
     """Number of data rows of a table of prompts; 0 when it is not there."""
     try:

@@ -46,7 +46,6 @@ class Plan:
         self.cells: dict[str, Cell] = {}
         self._model = Shared(params.model.model_dump())
         self._samplings: dict[Sampler, Shared] = {}
-        self._fits: dict[tuple[str, str, str], Cell] = {}
         self._judging: dict[str, Shared] = {}
         self._targets: dict[Variant, Shared] = {}
         self._comparing = Shared(pairs=params.report.pairs, themes=list(params.themes))
@@ -119,6 +118,7 @@ class Plan:
 
     def _build(self) -> Cell:
         params = self.params
+        self._fits: dict[tuple[str, str, str], Cell] = {}
         prompts = {name: self._prompts(name) for name in params.suites}
         self.keywords = self._keywords()
         scores: list[Cell] = []

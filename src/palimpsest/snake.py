@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import atexit
+import gc
+import inspect
 import json
 import os
 import re
@@ -51,6 +53,9 @@ def plan(workflow: Any) -> Plan:
     except settings.BadSettings as error:
         raise WorkflowError(str(error)) from None
     link_latest(made)
+    # Snakemake now makes a hundred objects per job that live until the end: looking for garbage among them only takes time
+    gc.freeze()
+    gc.set_threshold(200_000, 20, 50)
     return made
 
 
@@ -66,6 +71,12 @@ def lock(workflow: Any) -> None:
             print(f"Removed {cleared}.", file=sys.stderr, flush=True)
     except runlock.Busy as busy:
         raise WorkflowError(str(busy)) from None
+
+
+def _declared(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function with its signature written down, for which Snakemake asks several times per job."""
+    function.__signature__ = inspect.signature(function)  # type: ignore[attr-defined]
+    return function
 
 
 def _at(made: Plan, step: str, wildcards: Any) -> Cell:
@@ -100,7 +111,7 @@ def inputs(made: Plan, step: str) -> Callable[[Any], list[Any]]:
             return []
         return [ancient(c.path) for c in wanted.inputs]
 
-    return find
+    return _declared(find)
 
 
 def _forced() -> bool:
@@ -120,7 +131,7 @@ def cell(made: Plan, step: str) -> Callable[..., dict[str, Any]]:
         hints = {**spec["hints"], "threads": threads}
         return {**spec, "inputs": sources, "output": str(output[0]), "hints": hints}
 
-    return find
+    return _declared(find)
 
 
 def memory_mb(made: Plan, step: str) -> Callable[..., int]:

@@ -21,7 +21,7 @@ from tests.pipeline.project import OVERLAY, ROOT, Project
 
 pytestmark = pytest.mark.pipeline_slow
 OBSTACLE = slurm.obstacle()
-COSTS = ["seconds_per_image", "fit_seconds", "fit_peak_mb"]
+COSTS = ["seconds", "seconds_per_image", "fit_seconds", "fit_peak_mb"]
 HASTY = ("--slurm-init-seconds-before-status-checks", "1", "--seconds-between-status-checks", "1")
 GPU_RULES = {"suppression", "images", "erase", "generate", "score", "gates"}
 
