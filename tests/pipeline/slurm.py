@@ -17,6 +17,7 @@ PROGRAMS = ("slurmctld", "slurmd", "munged", "sbatch", "squeue")
 # Slurm's own variables are removed by Snakemake's executor before it submits, so only the default place is read by jobs.
 CONFIG = Path("/etc/slurm/slurm.conf")
 GRES = CONFIG.with_name("gres.conf")
+MARK = "# For the time of a test of Palimpsest; may be deleted.\n"
 # what stands for a GPU: Slurm hands out device files, whatever they are
 DEVICES = ("/dev/null", "/dev/zero")
 
@@ -32,7 +33,9 @@ def obstacle() -> str:
         return f"not installed: {', '.join(missing)} (Debian: apt-get install slurm-wlm munge)"
     if os.geteuid() != 0:
         return "only root can start Slurm's daemons"
-    if CONFIG.exists() or GRES.exists():
+    if any(
+        path.exists() and not path.read_text(encoding="utf-8").startswith(MARK) for path in (CONFIG, GRES)
+    ):
         return f"this machine has a Slurm of its own ({CONFIG.parent})"
     return ""
 
@@ -80,7 +83,7 @@ def _configuration(folder: Path, gpus: int, memory: int) -> str:
         f"NodeName={host} NodeAddr=127.0.0.1 CPUs={cores} RealMemory={memory} {generic}State=UNKNOWN"
     )
     lines.append("PartitionName=main Nodes=ALL Default=YES State=UP")
-    return "\n".join(lines) + "\n"
+    return MARK + "\n".join(lines) + "\n"
 
 
 def _free_port() -> int:
@@ -110,6 +113,16 @@ def _started(gpus: int, memory: int) -> Iterator[None]:
 
     Raises RuntimeError with the daemons' logs when the node does not come up.
     """
+    with open(Path(tempfile.gettempdir()) / "palimpsest-slurm.lock", "w") as lock:
+        fcntl.flock(
+            lock, fcntl.LOCK_EX
+        )  # tests may run side by side, but the place of the configuration is one for all
+        with _daemons(gpus, memory):
+            yield
+
+
+@contextmanager
+def _daemons(gpus: int, memory: int) -> Iterator[None]:
     folder = Path(tempfile.mkdtemp(prefix="slurm-"))
     folder.chmod(0o755)  # munge wants its socket to be reachable by everybody
     for name in ("state", "spool"):
@@ -127,7 +140,9 @@ def _started(gpus: int, memory: int) -> Iterator[None]:
 
     try:
         CONFIG.write_text(_configuration(folder, gpus, memory), encoding="utf-8")
-        GRES.write_text("".join(f"Name=gpu File={device}\n" for device in DEVICES[:gpus]), encoding="utf-8")
+        GRES.write_text(
+            MARK + "".join(f"Name=gpu File={device}\n" for device in DEVICES[:gpus]), encoding="utf-8"
+        )
         places = {"key-file": key, "socket": folder / "munge.sock", "pid-file": folder / "munged.pid"}
         places |= {"seed-file": folder / "munge.seed", "log-file": folder / "munged.log"}
         start("munged", "--foreground", *(f"--{name}={path}" for name, path in places.items()))
