@@ -93,30 +93,14 @@ def _free_port() -> int:
 
 
 @contextmanager
-def _alone() -> Iterator[None]:
-    """Held by one test process at a time: there is one place for Slurm's settings."""
-    with open(Path(tempfile.gettempdir()) / "palimpsest-slurm.lock", "w", encoding="utf-8") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-
-
-@contextmanager
 def one_node(gpus: int = 0, memory: int = 64000) -> Iterator[None]:
-    """A running Slurm, started when no other test's is there; see `_started`."""
-    with _alone(), _started(gpus, memory):
-        yield
-
-
-@contextmanager
-def _started(gpus: int, memory: int) -> Iterator[None]:
     """A running Slurm. gpus: how many stand-ins for GPUs it hands out, at most two; memory: what the node claims to have, in MB.
 
     Raises RuntimeError with the daemons' logs when the node does not come up.
     """
-    with open(Path(tempfile.gettempdir()) / "palimpsest-slurm.lock", "w") as lock:
-        fcntl.flock(
-            lock, fcntl.LOCK_EX
-        )  # tests may run side by side, but the place of the configuration is one for all
+    # tests may run side by side, but there is one place for Slurm's settings
+    with open(Path(tempfile.gettempdir()) / "palimpsest-slurm.lock", "w", encoding="utf-8") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
         with _daemons(gpus, memory):
             yield
 
