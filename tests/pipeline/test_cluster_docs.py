@@ -7,6 +7,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -58,18 +59,70 @@ def test_profiles_use_options_that_snakemake_knows(name: str) -> None:
         assert option in known or (option.startswith(theirs) and not installed), f"{name}: {option}"
 
 
+@pytest.fixture
+def store() -> Iterator[tuple[str, Any]]:
+    """The address of an S3 server with an empty bucket, and a client of it."""
+    for module in ("moto", "flask", "snakemake_storage_plugin_s3"):
+        if not find_spec(module):
+            pytest.skip(f"{module} is not installed")
+    import botocore.session
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+    server.start()
+    try:
+        address = "http://{}:{}".format(*server.get_host_and_port())
+        keys = {"aws_access_key_id": "x", "aws_secret_access_key": "y", "region_name": "us-east-1"}
+        client = botocore.session.Session().create_client("s3", endpoint_url=address, **keys)
+        client.create_bucket(Bucket="bucket")
+        yield address, client
+    finally:
+        server.stop()
+
+
+@pytest.fixture
+def bucket(store: tuple[str, Any]) -> list[str]:
+    """Snakemake's options for keeping artifacts there."""
+    place = ["--default-storage-provider", "s3", "--default-storage-prefix", "s3://bucket/results"]
+    access = ["--storage-s3-access-key", "x", "--storage-s3-secret-key", "y"]
+    return [*place, "--storage-s3-endpoint-url", store[0], *access]
+
+
 @pytest.mark.pipeline_slow
 @pytest.mark.parametrize("name", ["kubernetes", "aws-batch"])
 def test_profiles_of_clouds_can_be_planned_with(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, bucket: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As far as it goes without the service: Snakemake reads the profile, loads the plugins and plans."""
-    if not find_spec(PLUGINS[name]) or not find_spec("snakemake_storage_plugin_s3"):
-        pytest.skip(f"{PLUGINS[name]} and snakemake_storage_plugin_s3 are not installed")
+    if not find_spec(PLUGINS[name]):
+        pytest.skip(f"{PLUGINS[name]} is not installed")
     for variable in profile(name).get("envvars", []):
         monkeypatch.setenv(variable, "none")
-    done = Project(tmp_path).snakemake("-n", "--profile", f"profiles/{name}", "--forceall")
+    done = Project(tmp_path).snakemake("-n", "--profile", f"profiles/{name}", *bucket)
+    assert done.returncode == 0 and "generate" in done.stdout, done.stdout
+
+
+@pytest.mark.pipeline_slow
+def test_the_pipeline_runs_with_its_artifacts_in_a_bucket(
+    store: tuple[str, Any], bucket: list[str], project: Project, tmp_path: Path
+) -> None:
+    """Under the names that they have in a folder; jobs read and write where Snakemake puts the files for them."""
+    names = project.artifacts()
+    other = project.copy(tmp_path / "other")
+    for name in names:
+        (other.folder / name).unlink()
+    shutil.rmtree(
+        (other.folder / project.find("reports/scratch-*/index.html").relative_to(project.folder)).parent
+    )
+    done = other.snakemake(*bucket)
     assert done.returncode == 0, done.stdout
+    kept = {entry["Key"] for entry in store[1].list_objects_v2(Bucket="bucket")["Contents"]}
+    assert {key for key in kept if not key.startswith("results/logs/")} == {
+        f"results/{name}" for name in names
+    }
+    assert other.artifacts() == set(), "artifacts of a run with a storage stay in the storage"
+    again = other.snakemake("-n", *bucket)
+    assert "Nothing to be done" in again.stdout, again.stdout
 
 
 @pytest.mark.pipeline_slow
