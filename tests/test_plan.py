@@ -98,7 +98,7 @@ def test_a_preset_with_another_sampler_brings_its_own_baseline():
     made.cells.clear()
     made._build()
     presets = {c.where["preset"] for c in made.cells.values() if c.where.get("method") == "sd"}
-    assert presets == {"default", "pndm_20_g3_bfloat16"}
+    assert presets == {"default", "pndm_20_g3_float32"}
 
 
 def test_the_papers_experiment_has_the_papers_variants():

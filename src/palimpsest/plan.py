@@ -25,6 +25,7 @@ from palimpsest.runs import (
     Variant,
     base_preset,
     identity,
+    not_applicable,
     run_row,
     runs_of,
     same,
@@ -131,7 +132,7 @@ class Plan:
             }
             for cells in base_cells.values():
                 scores += [score for _, shard_scores in cells for score in shard_scores]
-            for run in (r for r in self.runs if r.method != BASE and same(r.sampler, sampler)):
+            for run in (r for r in self._applicable() if r.method != BASE and same(r.sampler, sampler)):
                 for variant in variants_of(params, run):
                     for suite in suites_for(params, variant):
                         cells = self._judged(run, variant, suite, prompts[suite])
@@ -223,6 +224,14 @@ class Plan:
             )
         return cells
 
+    def _applicable(self) -> list[Run]:
+        return [run for run in self.runs if not_applicable(self.params, run) is None]
+
+    def _raw(self, run: Run) -> dict[str, str]:
+        """Digests of the checkpoint and of the files that the method's settings name."""
+        named = {path: self._print(path, revision) for path, revision in run.files}
+        return {self.params.model.path: self._model_raw, **named}
+
     def _base_run(self, sampler: Sampler) -> Run:
         own = next(r for r in self.runs if r.method == BASE)
         return Run(BASE, base_preset(self.params, sampler), own.module, own.settings, sampler, False, ())
@@ -253,9 +262,7 @@ class Plan:
         }
         where = {"method": run.method, "preset": run.preset, "variant": variant.name}
         inputs = [*self._keyword_inputs(variant), *images]
-        return self._cell(
-            "erase", where, args, inputs, (run.module,), {self.params.model.path: self._model_raw}
-        )
+        return self._cell("erase", where, args, inputs, (run.module,), self._raw(run))
 
     def _keyword_inputs(self, variant: Variant) -> list[Cell]:
         derived = variant.keyword_set == "concise" and self.params.keywords.concise == "derived"
@@ -282,9 +289,8 @@ class Plan:
                 "suite": suite,
                 "shard": str(shard),
             }
-            raw = {self.params.model.path: self._model_raw}
             generated = self._cell(
-                "generate", where, args, upstream, (run.module,), raw, self._hints(run.sampler)
+                "generate", where, args, upstream, (run.module,), self._raw(run), self._hints(run.sampler)
             )
             cells.append((generated, [self._score(generated, name) for name in self.params.detectors]))
         return cells
@@ -343,9 +349,19 @@ class Plan:
             "statistics": params.statistics.model_dump(),
             "seed": params.seed,
             "runs": [
-                run_row(params, run, variant) for run in self.runs for variant in variants_of(params, run)
+                run_row(params, run, variant)
+                for run in self._applicable()
+                for variant in variants_of(params, run)
             ],
         }
+        skipped = [
+            {"reason": reason, "run": run_row(params, run, variant)}
+            for run in self.runs
+            if (reason := not_applicable(params, run))
+            for variant in variants_of(params, run)
+        ]
+        if skipped:
+            args["skipped"] = skipped
         self.tables: Tables = (where, args, scores, comparisons, shared)
         return self.report(*self.tables)
 
@@ -369,7 +385,7 @@ class Plan:
             p.relative_to(self.root).as_posix() for p in (self.root / "benchmarks/results").glob("*.json")
         )
         raw |= {path: self._print(path) for path in measured}
-        methods = sorted({run.module for run in self.runs})
+        methods = sorted({run.module for run in self._applicable()})
         args = {"params": params.model_dump(mode="json"), "methods": methods, "benchmarks": measured}
         self.latest_report = self._cell(
             "report", where, args, [self.aggregate, *scores, *comparisons, *shared], methods, raw

@@ -17,7 +17,8 @@ UNERASED = "none"
 
 @dataclass(frozen=True)
 class Variant:
-    """What a method erases. themes: one, or all; keyword_set: "detailed" | "concise"; images: training images per theme, or 0."""
+    """What a method erases. themes: one, or all; keyword_set: "detailed" | "concise" | "fixed" (nothing to choose);
+    images: training images per theme, or 0."""
 
     theme: str
     themes: tuple[str, ...]
@@ -32,7 +33,10 @@ class Variant:
 
 @dataclass(frozen=True)
 class Run:
-    """One method with one preset: checked settings and the sampler it generates with."""
+    """One method with one preset: checked settings and the sampler it generates with.
+
+    scope, architectures: of the method's INFO; files: (path, revision) of the settings that name weights or manifests.
+    """
 
     method: str
     preset: str
@@ -41,6 +45,9 @@ class Run:
     sampler: Sampler
     fits: bool
     needs: tuple[str, ...]
+    scope: str = "variants"
+    architectures: tuple[str, ...] = ()
+    files: tuple[tuple[str, str | None], ...] = ()
 
 
 def runs_of(params: Params, folder: Path) -> Iterator[Run]:
@@ -61,7 +68,19 @@ def runs_of(params: Params, folder: Path) -> Iterator[Run]:
             overrides = {**params.overrides.get(name, {}), **params.overrides.get(f"{name}/{preset}", {})}
             settings = registry.settings(name, preset, overrides, files=files).model_dump(mode="json")
             sampler = params.sampler.model_copy(update=file.samplers.get(preset, {}))
-            yield Run(name, preset, module, settings, sampler, info.fits, tuple(info.needs))
+            named = [(settings[f], settings.get(f"{f}_revision")) for f in info.files if settings.get(f)]
+            yield Run(
+                name, preset, module, settings, sampler, info.fits, tuple(info.needs),
+                info.scope, tuple(info.architectures), tuple(named),
+            )  # fmt: skip
+
+
+def not_applicable(params: Params, run: Run) -> str | None:
+    """Why a method cannot be run on this experiment's model, or None."""
+    kind = params.model.architecture
+    if kind in run.architectures:
+        return None
+    return f"not applicable: {run.method} is defined for {', '.join(run.architectures)}, and model.architecture is {kind}"
 
 
 def variants_of(params: Params, run: Run) -> list[Variant]:
@@ -69,6 +88,8 @@ def variants_of(params: Params, run: Run) -> list[Variant]:
     themes, chosen, sizes = tuple(params.themes), params.variants, params.training_images
     if run.method == BASE:
         return [Variant(UNERASED, (), "none")]
+    if run.scope == "fixed":
+        return [Variant("all", themes, "fixed")]
     found = []
     for theme in chosen.themes:
         covered = themes if theme == "all" else (theme,)

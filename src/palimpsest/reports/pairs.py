@@ -17,7 +17,11 @@ from palimpsest.reports import select
 from palimpsest.reports.select import Row
 
 THUMBNAIL = 128  # pixels at most; shared reports never hold full-size images of real suites
-NO_IMAGE = {"blocked_prompt": "prompt blocked", "aborted": "generation aborted"}
+NO_IMAGE = {
+    "blocked_prompt": "prompt blocked",
+    "aborted": "generation aborted",
+    "blocked_image": "image withheld",
+}
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from palimpsest.specs import Sampler
 
-Outcome = Literal["generated", "blocked_prompt", "rewritten", "aborted", "edited"]
+Outcome = Literal["generated", "blocked_prompt", "rewritten", "aborted", "edited", "blocked_image"]
 # The decoder needs about 1 GB per megapixel and image in float32, so it works through a batch in slices of
 # this many pixels.
 DECODED_PIXELS = 2**19
@@ -46,7 +46,7 @@ class Generation:
     """What became of a request.
 
     prompt: the one asked for, also when a guard rewrote it (`reason` then holds the new one). image: uint8
-    [H, W, 3], None for blocked and aborted requests. seconds: wall time of its batch shared evenly.
+    [H, W, 3], None for blocked and aborted requests and for images that were withheld. seconds: wall time of its batch shared evenly.
     peak_memory_mb: of the process (of the device on CUDA) so far.
     """
 
@@ -100,10 +100,11 @@ def _batch(
         texts = [prompts[i] for i in kept]
         shape = latent_shape(pipeline, resolution)
         noise = torch.stack([initial_noise(requests[i].seed, shape) for i in kept]).to(pipeline.device)
-        decoded, stopped, edits = _make(pipeline, texts, noise, sampler)
-        images = {i: decoded[k] for k, i in enumerate(kept) if k not in stopped}
+        decoded, stopped, edits, withheld = _make(pipeline, texts, noise, sampler)
+        images = {i: decoded[k] for k, i in enumerate(kept) if k not in stopped and k not in withheld}
         outcomes |= {kept[k]: ("aborted", reason) for k, reason in stopped.items()}
         outcomes |= {kept[k]: ("edited", reason) for k, reason in edits.items() if k not in stopped}
+        outcomes |= {kept[k]: ("blocked_image", reason) for k, reason in withheld.items() if k not in stopped}
     memory = peak_memory_mb(pipeline.device)
     seconds = (time.perf_counter() - began) / len(requests)
     for i, request in enumerate(requests):
@@ -142,10 +143,8 @@ def _guard(
 @torch.no_grad()
 def _make(
     pipeline: Pipeline, prompts: Sequence[str], noise: Tensor, sampler: Sampler
-) -> tuple[np.ndarray, dict[int, str], dict[int, str]]:
-    """Images uint8 [B, H, W, 3], positions that were stopped, positions that were edited (each with a
-    reason).
-    """
+) -> tuple[np.ndarray, dict[int, str], dict[int, str], dict[int, str]]:
+    """Images uint8 [B, H, W, 3], positions that were stopped, edited, and withheld (each with a reason)."""
     scheduler = schedulers.build(sampler.name, pipeline.scheduler.config, sampler.steps, pipeline.device)
     uncond = encode_cached(pipeline, [""]).expand(len(prompts), -1, -1)
     branches = {"uncond": uncond, "cond": encode_cached(pipeline, prompts)}
@@ -154,13 +153,16 @@ def _make(
         conditioning = hook.embed(pipeline, conditioning)
     latents, stopped = denoise(pipeline, conditioning, scheduler, sampler.guidance)
     if len(stopped) == len(prompts):
-        return torch.empty(len(prompts), 0).numpy(), stopped, {}
+        return torch.empty(len(prompts), 0).numpy(), stopped, {}, {}
     images = decode(pipeline, latents)
     edits: dict[int, str] = {}
     for hook in pipeline.hooks:
         images, done = hook.edit(images, prompts)
         edits |= {i: "; ".join(filter(None, (edits.get(i), what))) for i, what in done.items()}
-    return images.cpu().numpy(), stopped, edits
+    withheld: dict[int, str] = {}
+    for hook in pipeline.hooks:
+        withheld |= {i: why for i, why in hook.withhold(images, prompts).items() if i not in withheld}
+    return images.cpu().numpy(), stopped, edits, withheld
 
 
 @torch.no_grad()

@@ -86,6 +86,10 @@ class Hook:
         """Change decoded images (uint8 [B, H, W, 3]); map batch positions to what was done to them."""
         return images, {}
 
+    def withhold(self, images: Tensor, prompts: Sequence[str]) -> dict[int, str]:
+        """Look at the finished images and map batch positions to a reason not to hand them out (safety checkers)."""
+        return {}
+
 
 @dataclass(frozen=True)
 class Pipeline:

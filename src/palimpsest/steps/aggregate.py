@@ -69,8 +69,16 @@ def rows_of(job: Job) -> pl.DataFrame:
                 drift=joined(drift_shards, ["image_id", "source", "rmse"]) if drift_shards else None,
             )
         )
+    parts += [skipped_row(args["experiment"], item) for item in args.get("skipped", ())]
     parts += [missing_row(args["experiment"], item, args["runs"]) for item in args.get("missing", ())]
     return pl.concat(parts)
+
+
+def skipped_row(experiment: str, item: Mapping[str, Any]) -> pl.DataFrame:
+    """The row of a variant that was not run on purpose, with its reason."""
+    run = item["run"]
+    identity = {name: run[name] for name in ("method", "preset", "theme", "keyword_set", "training_images")}
+    return tables.skipped_row(experiment, identity, item["reason"])
 
 
 def missing_row(experiment: str, item: Mapping[str, Any], runs: list[dict[str, Any]]) -> pl.DataFrame:
