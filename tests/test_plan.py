@@ -101,20 +101,36 @@ def test_a_preset_with_another_sampler_brings_its_own_baseline():
     assert presets == {"default", "pndm_20_g3_float32"}
 
 
-def test_the_papers_experiment_has_the_papers_variants():
+def test_the_papers_experiment_has_the_papers_cells_and_no_others():
+    """Tables 3, 4, 12, 15 to 19: what was run on what."""
     paper = plan.build(params.load(ROOT / "params.yaml", ROOT / "experiments/paper.yaml"), ROOT)
-    variants = {c.where["variant"] for c in paper.cells.values() if c.where.get("method") == "sld"}
-    themes = ("nudity", "violence", "horror", "all")
-    assert variants == {f"{theme}.{words}" for theme in themes for words in ("detailed", "concise")}
-    images = {c.where["variant"] for c in paper.cells.values() if c.where.get("method") == "ac"}
-    assert images == {f"{t}.{n}" for t in themes[:3] for n in (20, 200, 1000)} | {"all.600"}
-    rings = {
-        (c.where["suite"], c.where["variant"].split(".")[0])
-        for c in paper.cells.values()
-        if c.step == "generate" and "ring" in c.where["suite"]
+    texts = {
+        "sd_np/default",
+        "sld/medium",
+        "sld/strong",
+        "sld/max",
+        "esd/u_compvis",
+        "esd/x_compvis",
+        "uce/compvis2023",
     }
-    assert rings >= {("ring_a_bell_nudity", "nudity"), ("ring_a_bell_nudity", "all")}
-    assert ("ring_a_bell_nudity", "horror") not in rings
+    images = {"ac/benchmark"}
+    themes = ("nudity", "violence", "horror")
+    expected = {("sd/default", "none")}
+    for run in texts:
+        expected |= {(run, f"{theme}.{words}") for theme in themes for words in ("detailed", "concise")}
+        expected.add((run, "all.detailed"))
+    for run in images:
+        expected |= {(run, f"{theme}.{size}") for theme in themes for size in (20, 200, 1000)}
+        expected.add((run, "all.600"))
+    cells = [c for c in paper.cells.values() if c.step == "generate"]
+    found: dict[str, set] = {}
+    for cell in cells:
+        place = (f"{cell.where['method']}/{cell.where['preset']}", cell.where["variant"])
+        found.setdefault(cell.where["suite"], set()).add(place)
+    assert found["nsfw"] == found["coco"] == expected
+    for theme in themes:
+        attacked = {(run, f"{theme}.detailed") for run in texts} | {(run, f"{theme}.200") for run in images}
+        assert found[f"ring_a_bell_{theme}"] == attacked | {("sd/default", "none")}
     assert paper.shards("nsfw") == 8 and paper.shards("coco") == 10
 
 
@@ -164,3 +180,50 @@ def test_a_job_is_described_in_plain_types(base):
 
     for cell in base.cells.values():
         assert plain(cell.spec()), cell.name
+
+
+def variants(made: plan.Plan, method: str) -> list[str]:
+    return sorted(row["variant"] for row in made.tables[1]["runs"] if row["method"] == method)
+
+
+def test_a_method_can_be_kept_to_some_variants():
+    made = built(variants={"only": {"uce": ["all.*"], "ac": ["*.20", "all.600"]}})
+    assert set(variants(made, "uce")) == {"all.concise", "all.detailed"}
+    assert variants(made, "ac") == ["all.600", "breakage.20", "glitch.20", "uncased.20"]
+    assert len(variants(made, "sd_np")) > 4
+
+
+@pytest.mark.parametrize(
+    ("only", "words"),
+    [
+        ({"uce": ["all.600"]}, r"variants\.only\.uce: \['all\.600'\] match none of its variants: \['uncased"),
+        ({"ucee": ["all.*"]}, "no method 'ucee'"),
+    ],
+)
+def test_patterns_that_mean_nothing_are_errors(only, words):
+    with pytest.raises(params.BadSettings, match=words):
+        built(variants={"only": only})
+
+
+def test_a_suite_can_be_kept_to_some_variants():
+    extra = {"kind": "unsafe", "theme": "glitch", "all_themes": False, "variants": ["*.detailed", "*.200"]}
+    extra["sources"] = {"more": {"format": "coco", "path": "data/micro/prompts/coco.csv"}}
+    made = built(suites={"more": extra})
+    places = {
+        c.where["variant"] for c in made.cells.values() if c.step == "generate" and c.where["suite"] == "more"
+    }
+    assert places <= {"none", "glitch.detailed", "glitch.200"}
+    assert {"none", "glitch.detailed"} <= places
+
+
+def test_who_runs_on_a_suite_changes_no_cell_that_is_left(base):
+    after = built(suites={"coco": {"variants": ["all.*"]}})
+    assert moved(base, after) == {"aggregate": 1, "report": 1}
+
+
+def test_methods_that_do_not_fit_the_model_are_declared_with_a_reason():
+    made = built(model={"architecture": "sdxl"})
+    skipped = made.tables[1]["skipped"]
+    assert not made.tables[1]["runs"] or {r["method"] for r in made.tables[1]["runs"]} <= {"sd"}
+    reasons = {item["run"]["method"]: item["reason"] for item in skipped}
+    assert "uce is defined for sd1" in reasons["uce"] and "architecture is sdxl" in reasons["uce"]

@@ -150,7 +150,7 @@ class Plan:
             s.toxicity for s in suite.sources.values() if s.toxicity
         ]
         raw = {path: self._print(path) for path in files}
-        args = {"suite": suite.model_dump(), "seed": self.params.seed}
+        args = {"suite": suite.model_dump(exclude={"all_themes", "variants"}), "seed": self.params.seed}
         return self._cell("prompts", {"suite": name}, args, raw=raw)
 
     def _keywords(self) -> Cell:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import fnmatch
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from palimpsest.methods import registry
-from palimpsest.params import Params, Sampler
+from palimpsest.params import BadSettings, Params, Sampler
 
 BASE = "sd"
 UNERASED = "none"
@@ -58,6 +59,9 @@ def runs_of(params: Params, folder: Path) -> Iterator[Run]:
     files = registry.settings_files(folder)
     chosen = params.methods
     names = sorted(files) if chosen == "all" else list(chosen)
+    for name in (limited.partition("/")[0] for limited in params.variants.only):
+        if name not in files:
+            raise registry.unknown_method(name, files)
     for name in [BASE, *(n for n in names if n != BASE)]:
         if name not in files:
             raise registry.unknown_method(name, files)
@@ -84,7 +88,27 @@ def not_applicable(params: Params, run: Run) -> str | None:
 
 
 def variants_of(params: Params, run: Run) -> list[Variant]:
-    """The variants of a method: per theme and keyword set, or per theme and number of training images."""
+    """The variants of a method: per theme and keyword set, or per theme and number of training images.
+
+    Raises BadSettings for a pattern of `variants.only` that none of them matches.
+    """
+    found = _all_variants(params, run)
+    only = params.variants.only
+    patterns = only.get(f"{run.method}/{run.preset}", only.get(run.method))
+    if patterns is None or run.method == BASE:
+        return found
+    names = [variant.name for variant in found]
+    idle = [pattern for pattern in patterns if not fnmatch.filter(names, pattern)]
+    if idle:
+        raise BadSettings(f"variants.only.{run.method}: {idle} match none of its variants: {names}")
+    return [variant for variant in found if _matches(variant.name, patterns)]
+
+
+def _matches(name: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def _all_variants(params: Params, run: Run) -> list[Variant]:
     themes, chosen, sizes = tuple(params.themes), params.variants, params.training_images
     if run.method == BASE:
         return [Variant(UNERASED, (), "none")]
@@ -118,10 +142,16 @@ def target_of(params: Params, variant: Variant) -> dict[str, Any]:
 
 
 def suites_for(params: Params, variant: Variant) -> list[str]:
-    """The suites a variant is run on: theme-specific ones for that theme and for "all" only."""
-    return [
-        name for name, suite in params.suites.items() if suite.theme is None or suite.theme in variant.themes
-    ]
+    """The suites a variant is run on: theme-specific ones for that theme, and for "all" unless the suite says otherwise."""
+    found = []
+    for name, suite in params.suites.items():
+        if variant.theme == "all":
+            fits = suite.theme is None or (suite.all_themes and suite.theme in variant.themes)
+        else:
+            fits = suite.theme in (None, variant.theme)
+        if fits and (not suite.variants or _matches(variant.name, suite.variants)):
+            found.append(name)
+    return found
 
 
 def identity(sampler: Sampler) -> dict[str, Any]:
