@@ -275,6 +275,23 @@ def texts_of(
     return concepts, retained, kept
 
 
+def draw_rounds(
+    pipeline: Pipeline, settings: Settings, concepts: int, retained: int, seed: int
+) -> list[Round]:
+    """Everything random of a fit. concepts, retained: how many there are."""
+    from palimpsest.methods._rounds import Drawer
+    from palimpsest.methods._stops import schedule
+    from palimpsest.methods._training import generator
+    from palimpsest.sampling.schedulers import build
+
+    scheduler, sampler = schedule(pipeline, settings)
+    words = len(pipeline.text_encoder.get_input_embeddings().weight)
+    timesteps = build(sampler.name, scheduler.config, sampler.steps).timesteps
+    trained_on = int(scheduler.config.num_train_timesteps)
+    source = generator(seed, "au")
+    return Drawer(settings, concepts, retained, words, timesteps, trained_on, source).rounds()
+
+
 def fit(pipeline: Pipeline, target: Target, data: TrainingData, settings: Settings, seed: int) -> Artifact:
     """Train a float32 copy of the text encoder. meta["unet_evaluations"] counts forward passes of single
     samples.
@@ -284,10 +301,8 @@ def fit(pipeline: Pipeline, target: Target, data: TrainingData, settings: Settin
     from palimpsest.methods import _training
     from palimpsest.methods._bank import Bank
     from palimpsest.methods._cross_attention import weight_names
-    from palimpsest.methods._rounds import Drawer
     from palimpsest.methods._stops import schedule
     from palimpsest.sampling.embeddings import encode, token_ids
-    from palimpsest.sampling.schedulers import build
 
     weight_names(pipeline.unet, ("to_k", "to_v"))
     concepts, retained, kept = texts_of(pipeline, target, settings)
@@ -299,16 +314,7 @@ def fit(pipeline: Pipeline, target: Target, data: TrainingData, settings: Settin
         frozen, sampler, settings, embeds[1:], embeds[:1], settings.negative_guidance, settings.compute
     )
     ids = token_ids(pipeline, [*concepts, *retained]).to(pipeline.text_encoder.device)
-    timesteps = build(sampler.name, scheduler.config, sampler.steps).timesteps
-    rounds = Drawer(
-        settings,
-        len(concepts),
-        len(retained),
-        len(student.get_input_embeddings().weight),
-        timesteps,
-        int(scheduler.config.num_train_timesteps),
-        _training.generator(seed, "au"),
-    ).rounds()
+    rounds = draw_rounds(pipeline, settings, len(concepts), len(retained), seed)
     losses = train(_Job(settings, bank, student, ids, kept), rounds)
     samples = [sample for drawn in rounds for batch in drawn.batches for sample in batch]
     meta = {
