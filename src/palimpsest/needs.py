@@ -124,7 +124,7 @@ class Needs:
         if cell.step == "prompts":
             count = self.rows(self.params.suites[cell.where["suite"]])
         if cell.step == "aggregate":
-            count = 8 * len(cell.inputs)
+            count = 9 * len(cell.inputs)  # rows of the table, and one of what each input cost
         return HEAD + count * ROW
 
     # --- memory ----------------------------------------------------------------------------------------------------------------

@@ -389,7 +389,7 @@ class Plan:
 
     def missing(self) -> list[Cell]:
         """Cells whose artifact is not there."""
-        return [cell for cell in self.cells.values() if not (self.root / cell.path).exists()]
+        return [cell for cell in self.cells.values() if not cell.made(self.root)]
 
     def needed(self) -> list[Cell]:
         """Cells that a run would make: missing ones that the report, or another needed cell, asks for."""
@@ -397,7 +397,7 @@ class Plan:
         stack = [self.final]
         while stack:
             cell = stack.pop()
-            if cell.path in found or (self.root / cell.path).exists():
+            if cell.path in found or cell.made(self.root):
                 continue
             found[cell.path] = cell
             stack += cell.inputs

@@ -109,7 +109,8 @@ class Clone:
         assert again == [], f"written again or gone: {again}\n{out}"
         new = set(after) - set(before)
         assert new or "Nothing to be done" in out, out
-        return dict(Counter(map(kind, new)))
+        assert {name.replace("/cells.", "/costs.") for name in new if "/cells." in name} <= new
+        return dict(Counter(kind(name) for name in new if "/costs." not in name))
 
     def path(self, pattern: str) -> Path:
         """The only file that a pattern names."""
