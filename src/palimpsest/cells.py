@@ -23,6 +23,7 @@ PATTERNS = {
     "erase": "models/{method}/{preset}/{variant}.{key}.safetensors",
     "generate": "data/generations/{method}/{preset}/{variant}/{suite}-{shard}.{key}.parquet",
     "score": "data/scores/{method}/{preset}/{variant}/{suite}-{shard}.{detector}.{key}.parquet",
+    "reference": "data/scores/{method}/{preset}/{variant}/images/{suite}-{shard}.{key}.parquet",
     "compare": "data/scores/{method}/{preset}/{variant}/compare/{suite}-{shard}.{key}.parquet",
     "aggregate": "data/tables/{experiment}/cells.{key}.parquet",
     "report": "reports/{experiment}-{key}/index.html",

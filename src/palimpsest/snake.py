@@ -18,7 +18,7 @@ from palimpsest import forkserver, runlock
 from palimpsest import params as settings
 from palimpsest.cells import BESIDE, PATTERNS, Cell
 from palimpsest.job import failure_path
-from palimpsest.needs import Needs
+from palimpsest.needs import LIGHT, Needs
 from palimpsest.partial import partial as partial_report
 from palimpsest.plan import Plan, build
 
@@ -178,11 +178,7 @@ def preflight(made: Plan) -> None:
 
     needed = {c.step for c in made.needed()}
     problems = check_files(made.params, made.root) if "prompts" in needed else []
-    problems += (
-        check_weights(made.params, made.root)
-        if needed - {"prompts", "keywords", "aggregate", "report", "compare"}
-        else []
-    )
+    problems += check_weights(made.params, made.root) if needed - set(LIGHT) else []
     if problems:
         lines = "\n".join(f"  {n}. {problem}" for n, problem in enumerate(problems, 1))
         raise WorkflowError(f"Nothing was run: {len(problems)} thing(s) are missing.\n{lines}")

@@ -127,7 +127,8 @@ class Clone:
 def kind(path: str) -> str:
     """The stage that makes an artifact."""
     if path.startswith("data/scores/"):
-        return "compare" if "/compare/" in path else "score"
+        folder = path.split("/")[-2]
+        return {"compare": "compare", "images": "reference"}.get(folder, "score")
     return next(stage for start, stage in KINDS.items() if path.startswith(start))
 
 

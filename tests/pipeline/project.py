@@ -265,7 +265,8 @@ def new_project(folder: Path, environment: dict[str, str] | None = None) -> Proj
 
 # What a run of `new_project` does: two prompt suites, the base and two methods, one of which is fitted.
 FINISHED_JOBS = {
-    "prompts": 2, "keywords": 1, "erase": 1, "generate": 6, "score": 6, "compare": 4, "aggregate": 1, "report": 1,
+    "prompts": 2, "keywords": 1, "erase": 1, "generate": 6, "score": 6, "reference": 2, "compare": 4, "aggregate": 1,
+    "report": 1,
 }  # fmt: skip
 
 
