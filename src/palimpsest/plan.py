@@ -123,6 +123,7 @@ class Plan:
     def _build(self) -> Cell:
         params = self.params
         self._fits: dict[tuple[str, str, str], Cell] = {}
+        self._references: dict[str, Cell] = {}
         prompts = {name: self._prompts(name) for name in params.suites}
         self.keywords = self._keywords()
         scores: list[Cell] = []
@@ -313,9 +314,16 @@ class Plan:
             {"batch": detector.batch},
         )
 
+    def _reference(self, generated: Cell) -> Cell:
+        """The base's images at the size of comparison; only those that something is compared with."""
+        if generated.path not in self._references:
+            self._references[generated.path] = self._cell("reference", generated.where, {}, [generated])
+        return self._references[generated.path]
+
     def _compare(self, ours: tuple[Cell, list[Cell]], base: tuple[Cell, list[Cell]]) -> Cell:
         judge = list(self.params.detectors).index(self.params.judge)
-        return self._cell("compare", ours[0].where, self._comparing, [ours[0], base[0], base[1][judge]])
+        inputs = [ours[0], self._reference(base[0]), base[1][judge]]
+        return self._cell("compare", ours[0].where, self._comparing, inputs)
 
     def _gates(self) -> Cell:
         params = self.params
@@ -409,7 +417,7 @@ class Plan:
 
     def missing(self) -> list[Cell]:
         """Cells whose artifact is not there."""
-        return [cell for cell in self.cells.values() if not (self.root / cell.path).exists()]
+        return [cell for cell in self.cells.values() if not cell.made(self.root)]
 
     def needed(self) -> list[Cell]:
         """Cells that a run would make: missing ones that the report, or another needed cell, asks for."""
@@ -417,7 +425,7 @@ class Plan:
         stack = [self.final]
         while stack:
             cell = stack.pop()
-            if cell.path in found or (self.root / cell.path).exists():
+            if cell.path in found or cell.made(self.root):
                 continue
             found[cell.path] = cell
             stack += cell.inputs
