@@ -106,7 +106,8 @@ def with_costs(
     filled = [
         {
             **dict(zip(names, key, strict=True)),
-            "seconds_per_image": seconds / images if images else None,
+            # no time at all: the images were made elsewhere
+            "seconds_per_image": seconds / images if images and seconds else None,
             "fit_seconds": fit or None,
             "fit_peak_mb": memory or None,
         }
@@ -120,6 +121,12 @@ def with_costs(
     }
     frame = pl.DataFrame(filled, schema_overrides=kinds)
     return cells.join(frame, on=names, how="left", nulls_equal=True)
+
+
+def described(method: dict[str, Any]) -> dict[str, Any]:
+    """The metadata of a settings file's module, with what the settings file says instead: its own name and title, perhaps its paper."""
+    own = {key: value for key, value in method.items() if key != "module"}
+    return {**dataclasses.asdict(importlib.import_module(method["module"]).INFO), **own}
 
 
 def digests(folder: Path) -> dict[str, str]:
@@ -147,7 +154,7 @@ def run(job: Job) -> None:
         keywords=store.read_json(job.one("keywords").path),
         environments=environments(meta["costs"]),
         benchmarks={Path(path).stem: store.read_json(path) for path in job.args["benchmarks"]},
-        methods=[dataclasses.asdict(importlib.import_module(name).INFO) for name in job.args["methods"]],
+        methods=[described(method) for method in job.args["methods"]],
     )
     folder = job.output.parent
     part = folder.with_name(f".{folder.name}.{os.getpid()}.part")
