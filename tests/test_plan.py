@@ -23,8 +23,13 @@ from palimpsest.steps import aggregate
 ROOT = Path(__file__).parents[1]
 
 
+# The default experiment with both keyword sets and two sizes, so that there is something to tell apart.
+WIDE = {"variants": {"all_keyword_sets": ["detailed", "concise"]}, "training_images": {"sizes": [20, 200]}}
+
+
 def settings(**overlay):
-    return params.parse(params.merge(params.read_yaml(ROOT / "params.yaml"), overlay))
+    default = params.merge(params.read_yaml(ROOT / "params.yaml"), WIDE)
+    return params.parse(params.merge(default, overlay))
 
 
 def built(**overlay) -> plan.Plan:

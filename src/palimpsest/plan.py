@@ -47,7 +47,7 @@ class Plan:
         self.cells: dict[str, Cell] = {}
         self._model = Shared(params.model.model_dump())
         self._samplings: dict[Sampler, Shared] = {}
-        self._judging: dict[str, Shared] = {}
+        self._judging: dict[tuple[str, tuple[str, ...]], Shared] = {}
         self._targets: dict[Variant, Shared] = {}
         self._comparing = Shared(pairs=params.report.pairs, themes=list(params.themes))
         self._prints: dict[tuple[str, str | None], str] = {}
@@ -97,15 +97,18 @@ class Plan:
             self._targets[variant] = Shared(target_of(self.params, variant))
         return self._targets[variant]
 
-    def _questions(self, name: str) -> Shared:
-        if name not in self._judging:
-            params = self.params
-            self._judging[name] = Shared(
+    def _questions(self, name: str, variant: Variant) -> Shared:
+        """What a detector is asked of a variant: only the themes that it erases are asked for in detail."""
+        params = self.params
+        asked = variant.themes or tuple(params.themes)
+        if (name, asked) not in self._judging:
+            self._judging[name, asked] = Shared(
                 detector=_detector_args(params.detectors[name]),
                 themes={theme: spec.detailed for theme, spec in params.themes.items()},
                 texts={rule: spec.texts for rule, spec in params.rules.items() if spec.texts},
+                in_detail=list(asked),
             )
-        return self._judging[name]
+        return self._judging[name, asked]
 
     def _samplers(self) -> list[Sampler]:
         """The different samplers in use, the experiment's own first."""
@@ -293,17 +296,18 @@ class Plan:
             generated = self._cell(
                 "generate", where, args, upstream, (run.module,), self._raw(run), self._hints(run.sampler)
             )
-            cells.append((generated, [self._score(generated, name) for name in self.params.detectors]))
+            scores = [self._score(generated, name, variant) for name in self.params.detectors]
+            cells.append((generated, scores))
         return cells
 
-    def _score(self, generated: Cell, name: str) -> Cell:
+    def _score(self, generated: Cell, name: str, variant: Variant) -> Cell:
         detector = self.params.detectors[name]
         raw = {detector.path: self._print(detector.path, detector.revision)}
         where = {**generated.where, "detector": name}
         return self._cell(
             "score",
             where,
-            self._questions(name),
+            self._questions(name, variant),
             [generated],
             (f"palimpsest.detectors.{detector.kind}",),
             raw,

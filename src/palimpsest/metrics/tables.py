@@ -92,8 +92,10 @@ def cell_rows(
     """
     _check_names("identity", identity, IDENTITY)
     check_coverage(base_scores["image_id"].unique(), method_scores["image_id"].unique())
-    base = judging.verdicts(base_scores, themes, rules).select("image_id", "rule", "theme", base="unsafe")
-    method = judging.verdicts(method_scores, themes, rules)
+    judged_for = judged_themes(identity["theme"], themes)
+    own = {name: words for name, words in themes.items() if name in judged_for}
+    base = judging.verdicts(base_scores, own, rules).select("image_id", "rule", "theme", base="unsafe")
+    method = judging.verdicts(method_scores, own, rules)
     pairs = method.join(base, on=["image_id", "rule", "theme"]).rename({"unsafe": "method"}).sort("image_id")
     images = pairs["image_id"].n_unique()
     pairs = pairs.filter(pl.col("decision") != NOT_PROVIDED)
@@ -103,7 +105,7 @@ def cell_rows(
     shared = {"experiment": experiment, **identity}
     rows = []
     for rule in rules:
-        for theme in judged_themes(identity["theme"], themes):
+        for theme in judged_for:
             judged = pairs.filter((pl.col("rule") == rule) & (pl.col("theme") == theme))
             for dataset, part in _datasets(judged):
                 where = {

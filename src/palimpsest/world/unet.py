@@ -38,7 +38,7 @@ SCHEDULE = {
     "num_train_timesteps": 1000,
 }
 """Stable Diffusion v1's noise schedule."""
-CLEANED = replace(PLAN, steps=3_500, warmup=100)
+CLEANED = replace(PLAN, steps=2_400, warmup=100)
 """Without the themes there is less to learn: plain things before plain backgrounds."""
 GUIDANCE = 5.0
 STEPS = 12
