@@ -12,7 +12,7 @@ from palimpsest.cells import Cell
 from palimpsest.params import Params
 from palimpsest.plan import Plan
 from palimpsest.specs import Suite
-from palimpsest.weights import hub_cache
+from palimpsest.weights import snapshot
 
 MIB = 1 << 20
 GIB = 1 << 30
@@ -192,7 +192,7 @@ def weights_bytes(path: str, revision: str | None, root: Path) -> int | None:
     """Bytes of a checkpoint's files, local or in the hub cache; None when they are not here."""
     place = root / path
     if not place.exists():
-        place = hub_cache() / f"models--{path.replace('/', '--')}" / "snapshots" / str(revision or "")
+        place = snapshot(path, revision)
     if place.is_file():
         return place.stat().st_size
     sizes = [p.stat().st_size for kind in ("*.safetensors", "*.bin") for p in place.rglob(kind)]

@@ -136,7 +136,7 @@ class Plan:
             }
             for cells in base_cells.values():
                 scores += [score for _, shard_scores in cells for score in shard_scores]
-            for run in (r for r in self._applicable() if r.method != BASE and same(r.sampler, sampler)):
+            for run in (r for r in self.applicable() if r.method != BASE and same(r.sampler, sampler)):
                 for variant in variants_of(params, run):
                     for suite in suites_for(params, variant):
                         cells = self._judged(run, variant, suite, prompts[suite])
@@ -228,12 +228,13 @@ class Plan:
             )
         return cells
 
-    def _applicable(self) -> list[Run]:
+    def applicable(self) -> list[Run]:
+        """The runs that the experiment's model allows."""
         return [run for run in self.runs if not_applicable(self.params, run) is None]
 
     def _raw(self, run: Run) -> dict[str, str]:
         """Digests of the checkpoint and of the files that the method's settings name."""
-        named = {path: self._print(path, revision) for path, revision in run.files}
+        named = {file.counted: self._print(file.counted, file.revision) for file in run.files}
         return {self.params.model.path: self._model_raw, **named}
 
     def _base_run(self, sampler: Sampler) -> Run:
@@ -362,7 +363,7 @@ class Plan:
             "seed": params.seed,
             "runs": [
                 run_row(params, run, variant)
-                for run in self._applicable()
+                for run in self.applicable()
                 for variant in variants_of(params, run)
             ],
         }
@@ -397,10 +398,14 @@ class Plan:
             p.relative_to(self.root).as_posix() for p in (self.root / "benchmarks/results").glob("*.json")
         )
         raw |= {path: self._print(path) for path in measured}
-        methods = sorted({run.module for run in self._applicable()})
+        methods = [
+            {"name": run.method, "module": run.module, "title": run.title, **dict(run.about)}
+            for run in {run.method: run for run in self.runs}.values()
+        ]
         args = {"params": params.model_dump(mode="json"), "methods": methods, "benchmarks": measured}
+        modules = sorted({run.module for run in self.runs})
         self.latest_report = self._cell(
-            "report", where, args, [self.aggregate, *scores, *comparisons, *shared], methods, raw
+            "report", where, args, [self.aggregate, *scores, *comparisons, *shared], modules, raw
         )
         return self.latest_report
 

@@ -176,9 +176,15 @@ def preflight(made: Plan) -> None:
     from palimpsest.prompts.inventory import check_files
     from palimpsest.weights import check_weights
 
-    needed = {c.step for c in made.needed()}
+    cells = made.needed()
+    needed = {c.step for c in cells}
+    methods = {c.where["method"] for c in cells if c.step in ("erase", "generate")}
     problems = check_files(made.params, made.root) if "prompts" in needed else []
-    problems += check_weights(made.params, made.root) if needed - set(LIGHT) else []
+    problems += (
+        check_weights(made.params, made.root, [run for run in made.runs if run.method in methods])
+        if needed - set(LIGHT)
+        else []
+    )
     if problems:
         lines = "\n".join(f"  {n}. {problem}" for n, problem in enumerate(problems, 1))
         raise WorkflowError(f"Nothing was run: {len(problems)} thing(s) are missing.\n{lines}")

@@ -97,6 +97,7 @@ class Pipeline:
 
     unet: UNet2DConditionModel; vae: AutoencoderKL; text_encoder: CLIPTextModel; tokenizer: CLIPTokenizer;
     scheduler: the checkpoint's own scheduler (a template: the loop builds a fresh one from its config for every batch).
+    resolution: side of the images that this checkpoint makes, scaled to the experiment's afterwards; None: the experiment's own.
     """
 
     unet: Any
@@ -105,6 +106,7 @@ class Pipeline:
     tokenizer: Any
     scheduler: Any
     hooks: tuple[Hook, ...] = field(default=())
+    resolution: int | None = None
 
     @property
     def device(self) -> Any:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import polars as pl
 
 DRAWN = 0.5
+PROVIDED = "provided"
 
 
 def chosen(scores: pl.DataFrame, themes: list[str], count: int) -> dict[str, str]:
@@ -53,7 +54,8 @@ def run(job: Job) -> None:
     rows: list[dict[str, Any]] = []
     for new, old in zip(mine.iter_rows(named=True), base["image"].to_list(), strict=True):
         row = {name: new[name] for name in ("image_id", "source", "prompt", "seed", "decision", "reason")}
-        if new["image"] is not None and old is not None:
+        # an image made elsewhere has no noise in common with the base, so their distance says nothing
+        if new["image"] is not None and old is not None and new["decision"] != PROVIDED:
             a, b = (comparable(store.decode_png(image["bytes"])[None]) for image in (new["image"], old))
             row |= {"rmse": float(rmse(a, b)[0]), "ssim": float(ssim(a, b)[0])}
         theme = pairs.get(new["image_id"])

@@ -107,7 +107,8 @@ def with_costs(
     filled = [
         {
             **dict(zip(names, key, strict=True)),
-            "seconds_per_image": seconds / images if images else None,
+            # no time at all: the images were made elsewhere
+            "seconds_per_image": seconds / images if images and seconds else None,
             "fit_seconds": fit or None,
             "fit_peak_mb": memory or None,
         }
@@ -128,6 +129,12 @@ def costs_of(path: Path) -> list[dict[str, Any]]:
     rows = store.read_parquet(path).to_dicts()
     known = {text: json.loads(text) for text in {row["environment"] for row in rows}}
     return [{**row, "environment": known[row["environment"]]} for row in rows]
+
+
+def described(method: dict[str, Any]) -> dict[str, Any]:
+    """The metadata of a settings file's module, with what the settings file says instead: its own name and title, perhaps its paper."""
+    own = {key: value for key, value in method.items() if key != "module"}
+    return {**dataclasses.asdict(importlib.import_module(method["module"]).INFO), **own}
 
 
 def digests(folder: Path) -> dict[str, str]:
@@ -155,7 +162,7 @@ def run(job: Job) -> None:
         keywords=store.read_json(job.one("keywords").path),
         environments=environments(costs),
         benchmarks={Path(path).stem: store.read_json(path) for path in job.args["benchmarks"]},
-        methods=[dataclasses.asdict(importlib.import_module(name).INFO) for name in job.args["methods"]],
+        methods=[described(method) for method in job.args["methods"]],
     )
     folder = job.output.parent
     part = folder.with_name(f".{folder.name}.{os.getpid()}.part")
