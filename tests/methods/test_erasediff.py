@@ -301,5 +301,5 @@ def test_rules_that_the_official_mode_cannot_reach_are_refused():
 
 def test_a_loss_that_is_not_finite_stops_the_fit(pipeline):
     for preset in PRESETS:
-        with pytest.raises(FloatingPointError, match="at update 1; lower learning_rate"):
+        with pytest.raises(FloatingPointError, match=r"at update [12]; lower learning_rate"):
             fit(pipeline, short(preset, learning_rate=1e30))

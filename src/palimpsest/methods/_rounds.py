@@ -79,6 +79,12 @@ class Drawer:
         batch, self._unseen = self._unseen[:count], self._unseen[count:]
         return [self.concepts + index for index in batch]
 
+    def attack_samples(self, concept: int) -> list[tuple[Sample, ...]]:
+        """The samples of each step of one attack."""
+        size, count = self.settings.batch_size, self.settings.batch_size * self.settings.attack_steps
+        drawn = self.samples([concept] * count, self.levels(count))
+        return [drawn[start : start + size] for start in range(0, count, size)]
+
     def rounds(self) -> list[Round]:
         """The draws of all updates."""
         settings, found, concept = self.settings, [], 0
@@ -89,10 +95,7 @@ class Drawer:
                 (concept,) = self.whole(self.concepts, 1)
                 if update >= settings.warmup_iterations:
                     start = self.whole(self.vocabulary, settings.prefix_tokens)
-                    many = [concept] * settings.batch_size
-                    attack = [
-                        self.samples(many, self.levels(len(many))) for _ in range(settings.attack_steps)
-                    ]
+                    attack = self.attack_samples(concept)
             levels = self.levels(settings.batch_size)
             erase = self.samples([concept] * settings.batch_size, levels, erased=True)
             beside: tuple[Sample, ...] = ()
