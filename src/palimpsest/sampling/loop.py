@@ -183,12 +183,18 @@ def denoise(
     if guidance <= 1:
         conditioning = replace(conditioning, branches={"cond": conditioning.branches["cond"]})
     hooks = [hook.begin(conditioning) for hook in pipeline.hooks]
-    names = tuple(conditioning.branches)
-    states = torch.cat([conditioning.branches[name] for name in names]).to(pipeline.dtype)
+    branches = conditioning.branches
+    states = stacked(branches, pipeline.dtype)
     latents = conditioning.latents
     stopped: dict[int, str] = {}
     for index, timestep in enumerate(scheduler.timesteps):
-        step = Step(index, len(scheduler.timesteps), timestep, names)
+        step = Step(index, len(scheduler.timesteps), timestep, tuple(conditioning.branches))
+        texts = conditioning.branches
+        for hook in hooks:
+            texts = hook.states(step, texts)
+        if texts is not branches:
+            branches, states = texts, stacked(texts, pipeline.dtype)
+        step = replace(step, branches=tuple(branches))
         predictions = predict(pipeline, hooks, step, scheduler.scale_model_input(latents, timestep), states)
         latents = scheduler.step(
             combine(hooks, step, predictions, latents, guidance), timestep, latents
@@ -199,6 +205,11 @@ def denoise(
         if len(stopped) == len(latents):
             break
     return latents, stopped
+
+
+def stacked(branches: Mapping[str, Tensor], dtype: Any) -> Tensor:
+    """The embeddings of all branches below each other: [branches * B, 77, D] in the UNet's dtype."""
+    return torch.cat(list(branches.values())).to(dtype)
 
 
 def predict(

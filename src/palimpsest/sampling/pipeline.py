@@ -44,7 +44,10 @@ class Conditioning:
 
 @dataclass(frozen=True)
 class Step:
-    """Where the loop stands: `index` of the step (0-based), number of steps `count`, and the scheduler's `timestep`."""
+    """Where the loop stands: `index` of the step (0-based), number of steps `count`, and the scheduler's `timestep`.
+
+    branches: names in the order of evaluation (in `Hook.states` those of the conditioning, since it decides about this step's).
+    """
 
     index: int
     count: int
@@ -69,6 +72,14 @@ class Hook:
     def begin(self, conditioning: Conditioning) -> Hook:
         """Return the hook to use for this batch; a hook with state returns a fresh copy of itself."""
         return self
+
+    def states(self, step: Step, branches: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Embeddings to use at this step, when they change with it: `branches` as they are, or another mapping (with branches
+        added or left out; "cond" stays, and "uncond" where it is given).
+
+        Called before every evaluation of the UNet, with what `embed` made of the conditioning, never with the last step's result.
+        """
+        return branches
 
     def around(self, unet: Any, step: Step) -> AbstractContextManager[Any]:
         """A context in which the UNet is evaluated at this step (module hooks)."""
