@@ -42,6 +42,12 @@ def edit_matrix(concepts: Tensor, guides: Tensor, kept: Tensor, erase_scale: flo
     return divide(kept + erase_scale * guides.T @ concepts, gram)
 
 
+def layer_moments(weights: Mapping[str, Tensor]) -> Tensor:
+    """sum W^T W over all layers, [D, D]. weights: name -> [d_out, D]."""
+    stacked = torch.cat([weight.double() for weight in weights.values()])
+    return stacked.T @ stacked
+
+
 def edited(weights: Mapping[str, Tensor], matrix: Tensor) -> dict[str, Tensor]:
     """W M in float64 for every layer. weights: name -> [d_out, D]."""
     return {name: weight.double() @ matrix for name, weight in weights.items()}

@@ -107,16 +107,31 @@ def last_subject(tokenizer: Any, texts: Sequence[str]) -> list[int]:
     return [int(count) - 2 for count in mask.sum(1)]
 
 
-def collect(pipeline: Pipeline, target: Target, settings: Settings) -> Vectors:
-    """The vectors of the keywords, their guides, and the preserved texts."""
+def kept_texts(target: Target, settings: Settings) -> list[str]:
+    """The preserved texts."""
+    empty = [""] if settings.preserve_empty else []
+    return empty + (list(target.retain) if settings.preserve_retained else [])
+
+
+def embeddings(pipeline: Pipeline, texts: Sequence[str]) -> dict[str, Tensor]:
+    """Text -> hidden states [77, D] in float64 on the CPU, every text encoded once."""
     from palimpsest.sampling.embeddings import encode
 
-    words = pairs(target, settings)
-    kept = ([""] if settings.preserve_empty else []) + (
-        list(target.retain) if settings.preserve_retained else []
-    )
+    different = list(dict.fromkeys(texts))
+    return dict(zip(different, encode(pipeline, different).double().cpu(), strict=True))
+
+
+def collect(
+    pipeline: Pipeline, target: Target, settings: Settings, hidden: Mapping[str, Tensor] | None = None
+) -> Vectors:
+    """The vectors of the keywords, their guides, and the preserved texts.
+
+    hidden: `embeddings` of at least these texts, when the caller has them.
+    """
+    words, kept = pairs(target, settings), kept_texts(target, settings)
     texts = list(dict.fromkeys([text for pair in words for text in pair] + kept))
-    hidden = dict(zip(texts, encode(pipeline, texts).double().cpu(), strict=True))
+    if hidden is None:
+        hidden = embeddings(pipeline, texts)
     last = dict(zip(texts, last_subject(pipeline.tokenizer, texts), strict=True))
     concepts, guides = [], []
     for word, guide in words:

@@ -35,11 +35,13 @@ class Conditioning:
     branches: name -> text embeddings [B, 77, D]. "uncond" and "cond" always exist; guidance hooks may add more (SLD adds
         "safety"). The UNet is evaluated once per step on all branches, in the order of this mapping.
     latents: initial noise [B, C, h, w], already multiplied by the scheduler's initial sigma.
+    notes: what a hook's `embed` leaves for its own `begin`, by the hook's name.
     """
 
     prompts: tuple[str, ...]
     branches: dict[str, Tensor]
     latents: Tensor
+    notes: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
