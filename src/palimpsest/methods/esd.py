@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from palimpsest.methods._stops import check
 from palimpsest.methods.contract import Artifact, Info, Target, TrainingData
 
 if TYPE_CHECKING:
@@ -43,7 +44,6 @@ INFO = Info(
     architectures=("sd1", "sd2"),
 )
 
-SAMPLERS: tuple[Literal["ddim", "pndm", "dpmsolver++"], ...] = ("ddim", "pndm", "dpmsolver++")
 Parameters = Literal["xattn", "noxattn", "selfattn", "full", "esd-x", "esd-u", "esd-all", "esd-x-strict"]
 
 
@@ -107,10 +107,7 @@ class Settings(BaseModel):
 
     @model_validator(mode="after")
     def _combinations(self) -> Settings:
-        if self.stop_rule == "compvis" and self.scheduler != "ddim":
-            raise ValueError(
-                f"stop_rule compvis belongs to the DDIM sampler; scheduler {self.scheduler!r} must be 'ddim'"
-            )
+        check(self.stop_rule, self.scheduler)
         if self.erase_from is not None and self.anchor != "concept":
             raise ValueError("erase_from needs anchor 'concept'")
         return self
@@ -158,36 +155,6 @@ def concept_pairs(target: Target, settings: Settings) -> list[tuple[str, str]]:
     ]
 
 
-def schedule(pipeline: Pipeline, settings: Settings) -> tuple[Any, Sampler]:
-    """The scheduler whose settings are used, and how latents are sampled with it.
-
-    Raises ValueError when the checkpoint's own scheduler is one that scales its inputs: training latents are
-    not scaled.
-    """
-    from palimpsest.sampling.schedulers import KINDS
-    from palimpsest.specs import Sampler
-
-    scheduler = pipeline.scheduler
-    if settings.stop_rule == "compvis":
-        from diffusers.schedulers import DDIMScheduler
-
-        quirk = {"steps_offset": 1, "set_alpha_to_one": False, "clip_sample": False}
-        scheduler = DDIMScheduler.from_config({**scheduler.config, **quirk, "timestep_spacing": "leading"})
-    if settings.scheduler == "checkpoint":
-        kind = type(scheduler).__name__
-        known = {KINDS[name][0]: name for name in SAMPLERS}
-        if kind not in known:
-            raise ValueError(
-                f"scheduler 'checkpoint' is {kind} here; ESD can use {sorted(known)}: "
-                f"set scheduler to one of {SAMPLERS}"
-            )
-        name = known[kind]
-    else:
-        name = settings.scheduler
-    guidance, batch = settings.start_guidance, settings.forward_batch
-    return scheduler, Sampler(name=name, steps=settings.steps, guidance=guidance, batch=batch)
-
-
 @dataclass(frozen=True)
 class Draws:
     """Everything random, drawn in advance; each tensor is [iterations, batch_size].
@@ -210,18 +177,14 @@ def draw(
     """
     import torch
 
+    from palimpsest.methods._stops import stops_and_timesteps
+
     shape = (settings.iterations, settings.batch_size)
     which = torch.randint(concepts, shape, generator=generator)
     place = torch.randint(settings.steps, shape, generator=generator)
     seeds = torch.randint(2**62, shape, generator=generator)
-    if settings.stop_rule == "exact":
-        return Draws(which, place, timesteps.cpu()[place], seeds)
-    width = train_timesteps / settings.steps
-    low, high = (place * width).round(), ((place + 1) * width).round()
-    told = low + (torch.rand(shape, generator=generator, dtype=torch.float64) * (high - low)).floor()
-    # Large `place` means little denoising; place 0 never matches in the original loop, so it runs like place
-    # 1.
-    return Draws(which, settings.steps - place.clamp(min=1), told.long(), seeds)
+    stops, told = stops_and_timesteps(place, settings, timesteps, train_timesteps, generator)
+    return Draws(which, stops, told, seeds)
 
 
 @dataclass(frozen=True)
@@ -239,6 +202,7 @@ class _Job:
 
     def latents(self, unet: Any, which: Tensor, stops: Tensor, seeds: Tensor) -> Tensor:
         """Partly denoised latents [N, C, h, w] of the given draws (each [N])."""
+        from palimpsest.methods._stops import skipped
         from palimpsest.methods._training import arithmetic, normal
         from palimpsest.sampling.trajectory import partial_denoise
 
@@ -246,9 +210,7 @@ class _Job:
         side = config.sample_size * self.settings.size_factor
         noise = normal(seeds.tolist(), (config.in_channels, side, side))
         sampled = replace(self.frozen, unet=unet)
-        first = (
-            1 if self.settings.stop_rule == "compvis" else 0
-        )  # the sampler of 2023 skips the largest timestep
+        first = skipped(self.settings)
         with arithmetic(self.settings.compute, self.empty.device):
             return partial_denoise(
                 sampled, self.sources[which], self.empty, noise, stops.tolist(), self.sampler, first
@@ -316,6 +278,7 @@ def fit(pipeline: Pipeline, target: Target, data: TrainingData, settings: Settin
     single samples.
     """
     from palimpsest.methods import _training
+    from palimpsest.methods._stops import schedule
     from palimpsest.sampling.embeddings import encode, warn_when_cut
     from palimpsest.sampling.schedulers import build
 
