@@ -116,24 +116,23 @@ def test_a_preset_with_another_sampler_brings_its_own_baseline():
 def test_the_papers_experiment_has_the_papers_cells_and_no_others():
     """Tables 3, 4, 12, 15 to 19: what was run on what."""
     paper = plan.build(params.load(ROOT / "params.yaml", ROOT / "experiments/paper.yaml"), ROOT)
-    texts = {
-        "sd_np/default",
-        "sld/medium",
-        "sld/strong",
-        "sld/max",
-        "esd/u_compvis",
-        "esd/x_compvis",
-        "uce/compvis2023",
-    }
-    images = {"ac/benchmark"}
+    texts = {"sd_np/default", "sld/medium", "sld/strong", "sld/max", "esd/u_compvis", "esd/x_compvis"}
+    texts |= {"spm/paper", "uce/compvis2023", "au/official"}
+    images = {"ac/benchmark", "selfd/official", "salun/paper", "mace/t14_object"}
     themes = ("nudity", "violence", "horror")
     expected = {("sd/default", "none"), ("cleaned/default", "all.fixed")}
+    expected |= {
+        ("ace/official", "all.detailed"),
+        ("erasediff/official", "all.600"),
+        ("metaun/official", "all.600"),
+    }
     for run in texts:
         expected |= {(run, f"{theme}.{words}") for theme in themes for words in ("detailed", "concise")}
         expected.add((run, "all.detailed"))
     for run in images:
         expected |= {(run, f"{theme}.{size}") for theme in themes for size in (20, 200, 1000)}
         expected.add((run, "all.600"))
+    assert len(expected) == 108
     cells = [c for c in paper.cells.values() if c.step == "generate"]
     found: dict[str, set] = {}
     for cell in cells:
