@@ -257,3 +257,16 @@ def test_an_image_does_not_depend_on_its_batch_order_or_shard(name):
     assert same(images(used, REQUESTS[::-1])[::-1], whole, 1)
     assert same(images(used, sampler=SAMPLER.model_copy(update={"batch": 2})), whole, 1)
     assert same(images(used, REQUESTS[:1]) + images(used, REQUESTS[1:]), whole, 1)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_list_of_methods_names_it_with_its_fidelity(name):
+    info = registry.get(name).INFO
+    (line,) = [
+        line
+        for line in Path("docs/methods/README.md").read_text(encoding="utf-8").splitlines()
+        if f"]({name}.md)" in line
+    ]
+    cells = [cell.strip() for cell in line.strip("|").split("|")]
+    assert cells[1] == info.stage
+    assert cells[-1] == info.fidelity
