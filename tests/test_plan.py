@@ -4,20 +4,32 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import shutil
 import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
 
+import polars as pl
 import pytest
 
-from palimpsest import params, plan
+from palimpsest import fingerprint, params, plan
+from palimpsest.methods import registry
+from palimpsest.reports import select, tables
+from palimpsest.reports.inputs import ReportInputs
+from palimpsest.steps import aggregate
 
 ROOT = Path(__file__).parents[1]
 
 
+# The default experiment with both keyword sets and two sizes, so that there is something to tell apart.
+WIDE = {"variants": {"all_keyword_sets": ["detailed", "concise"]}, "training_images": {"sizes": [20, 200]}}
+
+
 def settings(**overlay):
-    return params.parse(params.merge(params.read_yaml(ROOT / "params.yaml"), overlay))
+    default = params.merge(params.read_yaml(ROOT / "params.yaml"), WIDE)
+    return params.parse(params.merge(default, overlay))
 
 
 def built(**overlay) -> plan.Plan:
@@ -104,24 +116,23 @@ def test_a_preset_with_another_sampler_brings_its_own_baseline():
 def test_the_papers_experiment_has_the_papers_cells_and_no_others():
     """Tables 3, 4, 12, 15 to 19: what was run on what."""
     paper = plan.build(params.load(ROOT / "params.yaml", ROOT / "experiments/paper.yaml"), ROOT)
-    texts = {
-        "sd_np/default",
-        "sld/medium",
-        "sld/strong",
-        "sld/max",
-        "esd/u_compvis",
-        "esd/x_compvis",
-        "uce/compvis2023",
-    }
-    images = {"ac/benchmark"}
+    texts = {"sd_np/default", "sld/medium", "sld/strong", "sld/max", "esd/u_compvis", "esd/x_compvis"}
+    texts |= {"spm/paper", "uce/compvis2023", "au/official"}
+    images = {"ac/benchmark", "selfd/official", "salun/paper", "mace/t14_object"}
     themes = ("nudity", "violence", "horror")
-    expected = {("sd/default", "none")}
+    expected = {("sd/default", "none"), ("cleaned/default", "all.fixed")}
+    expected |= {
+        ("ace/official", "all.detailed"),
+        ("erasediff/official", "all.600"),
+        ("metaun/official", "all.600"),
+    }
     for run in texts:
         expected |= {(run, f"{theme}.{words}") for theme in themes for words in ("detailed", "concise")}
         expected.add((run, "all.detailed"))
     for run in images:
         expected |= {(run, f"{theme}.{size}") for theme in themes for size in (20, 200, 1000)}
         expected.add((run, "all.600"))
+    assert len(expected) == 108
     cells = [c for c in paper.cells.values() if c.step == "generate"]
     found: dict[str, set] = {}
     for cell in cells:
@@ -221,9 +232,90 @@ def test_who_runs_on_a_suite_changes_no_cell_that_is_left(base):
     assert moved(base, after) == {"aggregate": 1, "report": 1}
 
 
-def test_methods_that_do_not_fit_the_model_are_declared_with_a_reason():
+def own_methods(tmp_path: Path, **files: str) -> Path:
+    """A project folder whose methods are the repository's and some more."""
+    for name in ("data", "models", "benchmarks"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    shutil.copytree(ROOT / "methods", tmp_path / "methods")
+    for name, text in files.items():
+        (tmp_path / f"methods/{name}.yaml").write_text(text)
+    return tmp_path
+
+
+ELSEWHERE = (
+    "method: external\ntitle: {0}\nrun: [default]\nabout: {{licence: terms of {0}}}\n"
+    "presets: {{default: {{manifest: given/{0}/m.csv}}}}\n"
+)
+
+
+def given(folder: Path, name: str) -> None:
+    (folder / "given" / name).mkdir(parents=True)
+    (folder / "given" / name / "m.csv").write_text("image_id,file\na,a.png\n")
+    (folder / "given" / name / "a.png").write_bytes(b"a")
+
+
+def test_several_settings_files_share_a_module_and_keep_their_own_title(tmp_path):
+    folder = own_methods(tmp_path, one=ELSEWHERE.format("One"), two=ELSEWHERE.format("Two"))
+    for name in ("One", "Two"):
+        given(folder, name)
+    made = plan.build(settings(methods={"sd": [], "one": [], "two": []}), folder)
+    places = {c.where["method"]: c.where["variant"] for c in made.cells.values() if c.step == "generate"}
+    assert places == {"sd": "none", "one": "all.fixed", "two": "all.fixed"}
+    described = {m["name"]: m for m in made.final.args["methods"]}
+    assert described["one"]["title"] == "One" and described["two"]["licence"] == "terms of Two"
+    assert described["one"]["module"] == described["two"]["module"] == "palimpsest.methods.external"
+
+
+def test_an_image_made_elsewhere_is_part_of_the_key_of_its_own_cells(tmp_path):
+    folder = own_methods(tmp_path, one=ELSEWHERE.format("One"), two=ELSEWHERE.format("Two"))
+    for name in ("One", "Two"):
+        given(folder, name)
+    chosen = settings(methods={"sd": [], "one": [], "two": []})
+    before = plan.build(chosen, folder)
+    (folder / "given/One/a.png").write_bytes(b"b")
+    after = plan.build(chosen, folder)
+    changed = [cell for path, cell in after.cells.items() if path not in before.cells]
+    assert {cell.where["method"] for cell in changed if "method" in cell.where} == {"one"}
+
+
+def test_what_runs_by_no_default_has_to_be_asked_for_by_name(base):
+    assert not [run for run in base.runs if run.module.endswith(".external")]
+    with pytest.raises(params.BadSettings, match=r"methods\.external: .*run: \[\].*\['default'\]"):
+        built(methods={"sd": [], "external": []})
+
+
+def test_methods_that_do_not_fit_the_model_are_listed_with_the_reason():
     made = built(model={"architecture": "sdxl"})
-    skipped = made.tables[1]["skipped"]
-    assert not made.tables[1]["runs"] or {r["method"] for r in made.tables[1]["runs"]} <= {"sd"}
+    skipped = made.aggregate.args["skipped"]
     reasons = {item["run"]["method"]: item["reason"] for item in skipped}
-    assert "uce is defined for sd1" in reasons["uce"] and "architecture is sdxl" in reasons["uce"]
+    assert reasons["uce"] == "not applicable: uce is defined for sd1, sd2, and model.architecture is sdxl"
+    run = {c.where["method"] for c in made.cells.values() if c.step == "generate"}
+    assert "sd" in run and not run & set(reasons)
+    assert all("sdxl" in registry.get(name).INFO.architectures for name in run - {"sd"})
+    rows = pl.concat([aggregate.skipped_row("micro", item) for item in skipped])
+    methods = [{"name": m["name"], "title": m["title"]} for m in made.final.args["methods"]]
+    table = tables.failure_table(select.rows_of(ReportInputs(made.params, rows, "", methods=methods)))
+    shown = {row["label"]: (row["status"], row["reason"]) for row in table.rows}
+    assert shown["UCE"] == ("skipped", reasons["uce"])
+    assert len(table.rows) == len(skipped)
+
+
+def test_a_large_folder_is_read_once_and_any_edit_of_it_is_seen(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(fingerprint, "LARGE", 100)
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for name in "abc":
+        (folder / name).write_bytes(name.encode() * 50)
+    read = []
+    monkeypatch.setattr(
+        fingerprint, "_hash", lambda path, hashed=fingerprint._hash: read.append(path) or hashed(path)
+    )
+    first = fingerprint.fingerprint("images", root=tmp_path)
+    assert fingerprint.fingerprint("images", root=tmp_path) == first
+    assert len(read) == 3
+    stat = (folder / "b").stat()
+    (folder / "b").write_bytes(b"x" * 50)
+    os.utime(folder / "b", ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert fingerprint.fingerprint("images", root=tmp_path) != first
+    assert len(read) == 4

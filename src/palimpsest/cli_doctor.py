@@ -165,15 +165,19 @@ def experiment(settings: Path, overlays: Sequence[Path], root: Path) -> Iterator
         "settings",
         f"experiment {found.experiment}, {len(found.themes)} themes, {len(found.suites)} suites",
     )
-    for name, problems in (("prompts", check_files(found, root)), ("weights", check_weights(found, root))):
+    try:
+        made = plan.build(found, root)
+        runs = made.applicable()
+    except params.BadSettings as error:
+        yield Check(FAIL, "settings", str(error), "correct them, then `palimpsest validate`")
+        made, runs = None, []
+    missing = (("prompts", check_files(found, root)), ("weights", check_weights(found, root, runs)))
+    for name, problems in missing:
         for problem in problems:
             yield Check(FAIL, name, problem)
         if not problems:
             yield Check(OK, name, "all files are there")
-    try:
-        made = plan.build(found, root)
-    except params.BadSettings as error:
-        yield Check(FAIL, "settings", str(error), "correct them, then `palimpsest validate`")
+    if made is None:
         return
     yield from disk(made)
     yield from gpu(made)

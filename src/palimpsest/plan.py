@@ -123,6 +123,7 @@ class Plan:
     def _build(self) -> Cell:
         params = self.params
         self._fits: dict[tuple[str, str, str], Cell] = {}
+        self._references: dict[str, Cell] = {}
         prompts = {name: self._prompts(name) for name in params.suites}
         self.keywords = self._keywords()
         scores: list[Cell] = []
@@ -135,7 +136,7 @@ class Plan:
             }
             for cells in base_cells.values():
                 scores += [score for _, shard_scores in cells for score in shard_scores]
-            for run in (r for r in self._applicable() if r.method != BASE and same(r.sampler, sampler)):
+            for run in (r for r in self.applicable() if r.method != BASE and same(r.sampler, sampler)):
                 for variant in variants_of(params, run):
                     for suite in suites_for(params, variant):
                         cells = self._judged(run, variant, suite, prompts[suite])
@@ -227,12 +228,13 @@ class Plan:
             )
         return cells
 
-    def _applicable(self) -> list[Run]:
+    def applicable(self) -> list[Run]:
+        """The runs that the experiment's model allows."""
         return [run for run in self.runs if not_applicable(self.params, run) is None]
 
     def _raw(self, run: Run) -> dict[str, str]:
         """Digests of the checkpoint and of the files that the method's settings name."""
-        named = {path: self._print(path, revision) for path, revision in run.files}
+        named = {file.counted: self._print(file.counted, file.revision) for file in run.files}
         return {self.params.model.path: self._model_raw, **named}
 
     def _base_run(self, sampler: Sampler) -> Run:
@@ -313,9 +315,16 @@ class Plan:
             {"batch": detector.batch},
         )
 
+    def _reference(self, generated: Cell) -> Cell:
+        """The base's images at the size of comparison; only those that something is compared with."""
+        if generated.path not in self._references:
+            self._references[generated.path] = self._cell("reference", generated.where, {}, [generated])
+        return self._references[generated.path]
+
     def _compare(self, ours: tuple[Cell, list[Cell]], base: tuple[Cell, list[Cell]]) -> Cell:
         judge = list(self.params.detectors).index(self.params.judge)
-        return self._cell("compare", ours[0].where, self._comparing, [ours[0], base[0], base[1][judge]])
+        inputs = [ours[0], self._reference(base[0]), base[1][judge]]
+        return self._cell("compare", ours[0].where, self._comparing, inputs)
 
     def _gates(self) -> Cell:
         params = self.params
@@ -354,7 +363,7 @@ class Plan:
             "seed": params.seed,
             "runs": [
                 run_row(params, run, variant)
-                for run in self._applicable()
+                for run in self.applicable()
                 for variant in variants_of(params, run)
             ],
         }
@@ -389,10 +398,14 @@ class Plan:
             p.relative_to(self.root).as_posix() for p in (self.root / "benchmarks/results").glob("*.json")
         )
         raw |= {path: self._print(path) for path in measured}
-        methods = sorted({run.module for run in self._applicable()})
+        methods = [
+            {"name": run.method, "module": run.module, "title": run.title, **dict(run.about)}
+            for run in {run.method: run for run in self.runs}.values()
+        ]
         args = {"params": params.model_dump(mode="json"), "methods": methods, "benchmarks": measured}
+        modules = sorted({run.module for run in self.runs})
         self.latest_report = self._cell(
-            "report", where, args, [self.aggregate, *scores, *comparisons, *shared], methods, raw
+            "report", where, args, [self.aggregate, *scores, *comparisons, *shared], modules, raw
         )
         return self.latest_report
 
@@ -409,7 +422,7 @@ class Plan:
 
     def missing(self) -> list[Cell]:
         """Cells whose artifact is not there."""
-        return [cell for cell in self.cells.values() if not (self.root / cell.path).exists()]
+        return [cell for cell in self.cells.values() if not cell.made(self.root)]
 
     def needed(self) -> list[Cell]:
         """Cells that a run would make: missing ones that the report, or another needed cell, asks for."""
@@ -417,7 +430,7 @@ class Plan:
         stack = [self.final]
         while stack:
             cell = stack.pop()
-            if cell.path in found or (self.root / cell.path).exists():
+            if cell.path in found or cell.made(self.root):
                 continue
             found[cell.path] = cell
             stack += cell.inputs

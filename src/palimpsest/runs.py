@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from palimpsest.methods import registry
+from palimpsest.methods.contract import Info
 from palimpsest.params import BadSettings, Params, Sampler
 
 BASE = "sd"
@@ -33,10 +34,21 @@ class Variant:
 
 
 @dataclass(frozen=True)
+class NamedFile:
+    """A file, folder or hub id that a setting names. counted: what the recipe takes the digest of, which is the whole folder of a
+    manifest and the path itself of anything else."""
+
+    setting: str
+    path: str
+    revision: str | None
+    counted: str
+
+
+@dataclass(frozen=True)
 class Run:
     """One method with one preset: checked settings and the sampler it generates with.
 
-    scope, architectures: of the method's INFO; files: (path, revision) of the settings that name weights or manifests.
+    title, about: of the settings file; scope, architectures: of the method's INFO; files: what its settings name.
     """
 
     method: str
@@ -48,7 +60,9 @@ class Run:
     needs: tuple[str, ...]
     scope: str = "variants"
     architectures: tuple[str, ...] = ()
-    files: tuple[tuple[str, str | None], ...] = ()
+    files: tuple[NamedFile, ...] = ()
+    title: str = ""
+    about: tuple[tuple[str, str], ...] = ()
 
 
 def runs_of(params: Params, folder: Path) -> Iterator[Run]:
@@ -68,21 +82,32 @@ def runs_of(params: Params, folder: Path) -> Iterator[Run]:
         file = files[name]
         info, module = registry.get(file.method).INFO, registry.module_name(file.method)
         presets = file.run if chosen == "all" or not chosen.get(name) else chosen[name]
+        if chosen != "all" and not presets:
+            raise BadSettings(
+                f"methods.{name}: methods/{name}.yaml runs no preset by itself (run: []); name those to run, of {list(file.presets)}"
+            )
         for preset in presets:
             overrides = {**params.overrides.get(name, {}), **params.overrides.get(f"{name}/{preset}", {})}
             settings = registry.settings(name, preset, overrides, files=files).model_dump(mode="json")
             sampler = params.sampler.model_copy(update=file.samplers.get(preset, {}))
-            named = [(settings[f], settings.get(f"{f}_revision")) for f in info.files if settings.get(f)]
             yield Run(
-                name, preset, module, settings, sampler, info.fits, tuple(info.needs),
-                info.scope, tuple(info.architectures), tuple(named),
+                name, preset, module, settings, sampler, info.fits, tuple(info.needs), info.scope, tuple(info.architectures),
+                tuple(_named_files(info, settings)), file.title, tuple(sorted(file.about.items())),
             )  # fmt: skip
 
 
+def _named_files(info: Info, settings: Mapping[str, Any]) -> Iterator[NamedFile]:
+    for setting in info.files:
+        path = settings.get(setting)
+        if path:
+            counted = str(Path(path).parent) if setting in info.folders else path
+            yield NamedFile(setting, path, settings.get(f"{setting}_revision"), counted)
+
+
 def not_applicable(params: Params, run: Run) -> str | None:
-    """Why a method cannot be run on this experiment's model, or None."""
+    """Why a method cannot be run on this experiment's model, or None. The base is always run: without it there is nothing to compare."""
     kind = params.model.architecture
-    if kind in run.architectures:
+    if run.method == BASE or kind in run.architectures:
         return None
     return f"not applicable: {run.method} is defined for {', '.join(run.architectures)}, and model.architecture is {kind}"
 

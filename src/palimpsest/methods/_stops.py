@@ -1,5 +1,5 @@
-"""How far a training latent is denoised, and which timestep the UNet is told: the two rules of the official
-codes that train on partly denoised latents.
+"""How far a training latent is denoised, and which timestep the UNet is told: the rules of the official codes
+that train on partly denoised latents.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from palimpsest.specs import Sampler
 
 SAMPLERS: tuple[Literal["ddim", "pndm", "dpmsolver++"], ...] = ("ddim", "pndm", "dpmsolver++")
-StopRule = Literal["compvis", "exact"]
+StopRule = Literal["compvis", "binned", "exact"]
 
 
 class Recipe(Protocol):
@@ -70,9 +70,9 @@ def skipped(recipe: Recipe) -> int:
 
 def check(stop_rule: StopRule, scheduler: str) -> None:
     """Raises ValueError for a stop rule that the scheduler does not have."""
-    if stop_rule == "compvis" and scheduler != "ddim":
+    if stop_rule != "exact" and scheduler != "ddim":
         raise ValueError(
-            f"stop_rule compvis belongs to the DDIM sampler; scheduler {scheduler!r} must be 'ddim'"
+            f"stop_rule {stop_rule} belongs to the DDIM sampler; scheduler {scheduler!r} must be 'ddim'"
         )
 
 
@@ -84,12 +84,18 @@ def stops_and_timesteps(
     place: uniform in 0..steps-1. timesteps: of the schedule; train_timesteps: how many the model was trained
     on (1000). compvis: the official code divides them into `steps` bins, tells one of bin `place`, drawn here,
     and denoises the less the larger `place` is; place 0 never matches in its loop, so it runs like place 1.
+    binned (SDD, Meta-Unlearning): `place` steps, and a timestep of the bin that the latent is in; place 0 never
+    matches either and runs to the end, so a clean latent is told to be noise.
     """
     import torch
 
     if recipe.stop_rule == "exact":
         return place, timesteps.cpu()[place]
-    width = train_timesteps / recipe.steps
-    low, high = (place * width).round(), ((place + 1) * width).round()
+    binned = recipe.stop_rule == "binned"
+    width, tells = train_timesteps / recipe.steps, recipe.steps - 1 - place if binned else place
+    low, high = (tells * width).round(), ((tells + 1) * width).round()
     share = torch.rand(place.shape, generator=generator, dtype=torch.float64)
-    return recipe.steps - place.clamp(min=1), (low + (share * (high - low)).floor()).long()
+    told = (low + (share * (high - low)).floor()).long()
+    if binned:
+        return torch.where(place == 0, recipe.steps, place), told
+    return recipe.steps - place.clamp(min=1), told

@@ -41,6 +41,7 @@ class Info:
     architectures: checkpoint layouts the mathematics holds for ("sd1", "sd2", "sdxl"); with any other a cell is declared not applicable.
     scope: "fixed" for what cannot be aimed at a theme (another checkpoint, a filter, images of a closed service): it has one variant.
     files: settings that name a file, folder or hub id whose contents decide the result; "<name>_revision" may pin a hub id.
+    folders: those of them that name a file whose whole folder decides the result (a manifest beside its images).
     """
 
     name: str
@@ -57,6 +58,7 @@ class Info:
     architectures: tuple[str, ...] = ("sd1",)
     scope: Scope = "variants"
     files: tuple[str, ...] = ()
+    folders: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -144,10 +146,15 @@ class Method(Protocol):
 
 
 class Source(Protocol):
-    """A method that has images of its own instead of changing a pipeline defines `produce`; `fit` and `apply` are never called."""
+    """A method that has images of its own instead of changing a pipeline defines `produce` in place of `fit` and `apply`."""
 
-    def produce(self, requests: Sequence[Request], settings: Any, resolution: int) -> Iterator[Generation]:
-        """One Generation per request, in order."""
+    INFO: Info
+    Settings: type[BaseModel]
+
+    def produce(
+        self, requests: Sequence[Request], settings: Any, resolution: int, suite: str
+    ) -> Iterator[Generation]:
+        """One Generation per request of the suite, in order; images uint8 [resolution, resolution, 3], or None with a reason."""
         ...
 
 

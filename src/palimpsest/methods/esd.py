@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from palimpsest.methods._stops import check
+from palimpsest.methods._stops import StopRule, check
 from palimpsest.methods.contract import Artifact, Info, Target, TrainingData
 
 if TYPE_CHECKING:
@@ -75,10 +75,11 @@ class Settings(BaseModel):
         description="The UNet that samples the latents: the one being trained, or the frozen one (computed "
         "in advance).",
     )
-    stop_rule: Literal["compvis", "exact"] = Field(
+    stop_rule: StopRule = Field(
         "compvis",
         description="compvis: the DDIM sampler of 2023, which drops the largest timestep and leaves the "
-        "latent about 40 timesteps less noisy than the UNet is told; exact: the latent's own timestep.",
+        "latent about 40 timesteps less noisy than the UNet is told; binned: a timestep near the latent's own, "
+        "and clean latents among the noisiest (SDD, Meta-Unlearning); exact: the latent's own timestep.",
     )
     scheduler: Literal["checkpoint", "ddim", "pndm", "dpmsolver++"] = Field(
         "ddim", description="Sampler of the latents; checkpoint is the one saved with the model."
@@ -188,7 +189,7 @@ def draw(
 
 
 @dataclass(frozen=True)
-class _Job:
+class Job:
     """What stays the same during one fit. frozen: the base in float32, with the scheduler of the training
     latents.
     concepts and sources: embeddings [K, L, D]; empty: [1, L, D]."""
@@ -234,7 +235,7 @@ class _Job:
         return base - self.settings.negative_guidance * (concept - empty)
 
 
-def _in_advance(job: _Job, draws: Draws) -> tuple[Tensor, Tensor]:
+def in_advance(job: Job, draws: Draws) -> tuple[Tensor, Tensor]:
     """Latents and targets of all updates, [iterations * batch_size, C, h, w]: possible since no student is
     involved.
     """
@@ -246,26 +247,38 @@ def _in_advance(job: _Job, draws: Draws) -> tuple[Tensor, Tensor]:
     return latents, torch.cat([job.targets(latents[part], told[part], which[part]) for part in parts])
 
 
-def train(job: _Job, student: Any, draws: Draws) -> list[float]:
+def loss_of(
+    job: Job, student: Any, draws: Draws, update: int, ready: tuple[Tensor, Tensor] | None = None
+) -> Tensor:
+    """The loss of one update; its graph reaches the trained parameters. ready: what `in_advance` gave."""
+    import torch
+
+    from palimpsest.methods._training import predict
+
+    settings = job.settings
+    which, told = draws.concepts[update], draws.timesteps[update].to(job.empty.device)
+    if ready is not None:
+        rows = slice(update * settings.batch_size, (update + 1) * settings.batch_size)
+        latents, targets = ready[0][rows], ready[1][rows]
+    else:
+        latents = job.latents(student, which, draws.stops[update], draws.seeds[update])
+        targets = job.targets(latents, told, which)
+    predicted = predict(student, latents, told, job.sources[which], settings.compute)
+    return torch.nn.functional.mse_loss(predicted, targets)
+
+
+def train(job: Job, student: Any, draws: Draws) -> list[float]:
     """Run all updates on `student`; returns the loss of each."""
     import torch
 
-    from palimpsest.methods._training import checked, predict, trained
+    from palimpsest.methods._training import checked, trained
 
     settings = job.settings
     optimizer = torch.optim.Adam(list(trained(student).values()), lr=settings.learning_rate)
-    ready = _in_advance(job, draws) if settings.trajectory == "frozen" else None
+    ready = in_advance(job, draws) if settings.trajectory == "frozen" else None
     losses = []
     for update in range(settings.iterations):
-        which, told = draws.concepts[update], draws.timesteps[update].to(job.empty.device)
-        if ready is not None:
-            rows = slice(update * settings.batch_size, (update + 1) * settings.batch_size)
-            latents, targets = ready[0][rows], ready[1][rows]
-        else:
-            latents = job.latents(student, which, draws.stops[update], draws.seeds[update])
-            targets = job.targets(latents, told, which)
-        predicted = predict(student, latents, told, job.sources[which], settings.compute)
-        loss = torch.nn.functional.mse_loss(predicted, targets)
+        loss = loss_of(job, student, draws, update, ready)
         losses.append(checked(loss, update))
         optimizer.zero_grad()
         loss.backward()
@@ -273,10 +286,10 @@ def train(job: _Job, student: Any, draws: Draws) -> list[float]:
     return losses
 
 
-def fit(pipeline: Pipeline, target: Target, data: TrainingData, settings: Settings, seed: int) -> Artifact:
-    """Fine-tune a float32 copy of the chosen parameters. meta["unet_evaluations"] counts forward passes of
-    single samples.
-    """
+def prepare(
+    pipeline: Pipeline, target: Target, settings: Settings, seed: int, what: str = "esd"
+) -> tuple[Job, Draws, list[tuple[str, str]]]:
+    """What a fit needs before its first update, and the concept pairs. what: the method named in warnings."""
     from palimpsest.methods import _training
     from palimpsest.methods._stops import schedule
     from palimpsest.sampling.embeddings import encode, warn_when_cut
@@ -284,17 +297,28 @@ def fit(pipeline: Pipeline, target: Target, data: TrainingData, settings: Settin
 
     concepts = concept_pairs(target, settings)
     for concept, _ in concepts:
-        warn_when_cut(pipeline, concept, "esd")
+        warn_when_cut(pipeline, concept, what)
     embeds = encode(pipeline, ["", *(pair[0] for pair in concepts), *(pair[1] for pair in concepts)]).float()
     scheduler, sampler = schedule(pipeline, settings)
     frozen = replace(pipeline, unet=_training.in_float32(pipeline.unet), scheduler=scheduler)
-    job = _Job(
+    job = Job(
         settings, sampler, frozen, embeds[1 : len(concepts) + 1], embeds[len(concepts) + 1 :], embeds[:1]
     )
-    student = _training.trainable_copy(frozen.unet, parameter_names(frozen.unet, settings.parameters))
     timesteps = build(sampler.name, scheduler.config, sampler.steps).timesteps
     count = int(scheduler.config.num_train_timesteps)
     draws = draw(settings, len(concepts), timesteps, count, _training.generator(seed, "esd"))
+    return job, draws, concepts
+
+
+def fit(pipeline: Pipeline, target: Target, data: TrainingData, settings: Settings, seed: int) -> Artifact:
+    """Fine-tune a float32 copy of the chosen parameters. meta["unet_evaluations"] counts forward passes of
+    single samples.
+    """
+    from palimpsest.methods import _training
+
+    job, draws, concepts = prepare(pipeline, target, settings, seed)
+    frozen = job.frozen.unet
+    student = _training.trainable_copy(frozen, parameter_names(frozen, settings.parameters))
     losses = train(job, student, draws)
     branches = 2 if settings.start_guidance > 1 else 1
     passes = 4 if settings.erase_from is not None else 3

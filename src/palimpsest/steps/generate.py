@@ -27,7 +27,7 @@ def run(job: Job) -> None:
     asked = [Request(r["image_id"], r["prompt"], r["seed"]) for r in rows]
     resolution = job.args["model"]["resolution"]
     if hasattr(module, "produce"):
-        made = module.produce(asked, settings, resolution)
+        made = module.produce(asked, settings, resolution, job.where["suite"])
     else:
         pipeline = module.apply(model_of(job), artifact, target_of(job), settings)
         made = generate(pipeline, asked, sampler, resolution)

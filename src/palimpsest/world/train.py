@@ -9,7 +9,9 @@ from pathlib import Path
 def main(argv: list[str] | None = None) -> None:
     """Parse the command line and train. A second call with the same folder goes on where the first stopped."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("model", choices=("autoencoder", "decoder", "clip", "unet", "cleaned", "judge"))
+    parser.add_argument(
+        "model", choices=("autoencoder", "decoder", "clip", "unet", "cleaned", "judge", "checker")
+    )
     parser.add_argument(
         "--out", type=Path, required=True, help="folder for checkpoints, logs and the finished model"
     )
@@ -17,9 +19,11 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--minutes", type=float, help="stop at the first checkpoint after so many minutes")
     parser.add_argument("--threads", type=int, help="processor threads (default: torch's choice)")
     parser.add_argument(
-        "--autoencoder", type=Path, help="folder of the trained autoencoder (decoder, unet, cleaned, judge)"
+        "--autoencoder", type=Path, help="folder of the trained autoencoder (all but autoencoder and clip)"
     )
-    parser.add_argument("--clip", type=Path, help="folder of the trained CLIP (unet, cleaned, judge)")
+    parser.add_argument(
+        "--clip", type=Path, help="folder of the trained CLIP (unet, cleaned, judge, checker)"
+    )
     parser.add_argument("--unet", type=Path, help="folder of the trained denoiser (judge)")
     options = parser.parse_args(argv)
 
@@ -51,6 +55,13 @@ def main(argv: list[str] | None = None) -> None:
 
         judge.train(
             options.out, options.seed, options.autoencoder, options.clip, options.unet, options.minutes
+        )
+    elif options.model == "checker":
+        from palimpsest.world import checker
+
+        print(
+            checker.said(checker.make(options.out, options.seed, options.autoencoder, options.clip)),
+            flush=True,
         )
 
 
