@@ -1,9 +1,9 @@
-# One tidy table of all cells, with intervals and tests.
+# One tidy table of all cells, with intervals and tests; beside it what the cells cost.
 rule aggregate:
     input:
         snake.inputs(PLAN, "aggregate"),
     output:
-        snake.PATTERNS["aggregate"],
+        snake.outputs("aggregate"),
     log:
         snake.log("aggregate"),
     params:

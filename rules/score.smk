@@ -17,6 +17,24 @@ rule score:
         "../workflow/scripts/cell.py"
 
 
+# The unerased images at the size of comparison: with them and the scores, a new method needs no image of the base.
+rule reference:
+    input:
+        snake.inputs(PLAN, "reference"),
+    output:
+        snake.PATTERNS["reference"],
+    log:
+        snake.log("reference"),
+    params:
+        cell=snake.cell(PLAN, "reference"),
+    threads: 1
+    resources:
+        mem_mb=snake.memory_mb(PLAN, "reference"),
+        runtime=snake.minutes(PLAN, "reference"),
+    script:
+        "../workflow/scripts/cell.py"
+
+
 # Change of every image against the unerased one, and pairs to look at.
 rule compare:
     input:

@@ -70,6 +70,39 @@ rule world_unet:
         "../workflow/scripts/world_train.py"
 
 
+# The same denoiser trained without any scene that shows a theme.
+rule world_cleaned:
+    input:
+        autoencoder=rules.world_autoencoder.output,
+        clip=rules.world_clip.output,
+    output:
+        f"{WORLD}/cleaned/unet/diffusion_pytorch_model.safetensors",
+    log:
+        "logs/world/cleaned.log",
+    params:
+        model="cleaned",
+        seed=WORLD_SEED,
+    threads: 1
+    script:
+        "../workflow/scripts/world_train.py"
+
+
+rule world_checker:
+    input:
+        autoencoder=rules.world_decoder.output,
+        clip=rules.world_clip.output,
+    output:
+        f"{WORLD}/checker/safety-checker/model.safetensors",
+    log:
+        "logs/world/checker.log",
+    params:
+        model="checker",
+        seed=WORLD_SEED,
+    threads: 1
+    script:
+        "../workflow/scripts/world_train.py"
+
+
 rule world_judge:
     input:
         autoencoder=rules.world_decoder.output,
@@ -93,6 +126,8 @@ rule world_assemble:
         rules.world_clip.output,
         rules.world_unet.output,
         rules.world_judge.output,
+        rules.world_cleaned.output,
+        rules.world_checker.output,
     output:
         f"{WORLD}/micro/sizes.json",
     log:

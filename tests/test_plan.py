@@ -4,20 +4,32 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import shutil
 import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
 
+import polars as pl
 import pytest
 
-from palimpsest import params, plan
+from palimpsest import fingerprint, params, plan
+from palimpsest.methods import registry
+from palimpsest.reports import select, tables
+from palimpsest.reports.inputs import ReportInputs
+from palimpsest.steps import aggregate
 
 ROOT = Path(__file__).parents[1]
 
 
+# The default experiment with both keyword sets and two sizes, so that there is something to tell apart.
+WIDE = {"variants": {"all_keyword_sets": ["detailed", "concise"]}, "training_images": {"sizes": [20, 200]}}
+
+
 def settings(**overlay):
-    return params.parse(params.merge(params.read_yaml(ROOT / "params.yaml"), overlay))
+    default = params.merge(params.read_yaml(ROOT / "params.yaml"), WIDE)
+    return params.parse(params.merge(default, overlay))
 
 
 def built(**overlay) -> plan.Plan:
@@ -98,23 +110,38 @@ def test_a_preset_with_another_sampler_brings_its_own_baseline():
     made.cells.clear()
     made._build()
     presets = {c.where["preset"] for c in made.cells.values() if c.where.get("method") == "sd"}
-    assert presets == {"default", "pndm_20_g3_bfloat16"}
+    assert presets == {"default", "pndm_20_g3_float32"}
 
 
-def test_the_papers_experiment_has_the_papers_variants():
+def test_the_papers_experiment_has_the_papers_cells_and_no_others():
+    """Tables 3, 4, 12, 15 to 19: what was run on what."""
     paper = plan.build(params.load(ROOT / "params.yaml", ROOT / "experiments/paper.yaml"), ROOT)
-    variants = {c.where["variant"] for c in paper.cells.values() if c.where.get("method") == "sld"}
-    themes = ("nudity", "violence", "horror", "all")
-    assert variants == {f"{theme}.{words}" for theme in themes for words in ("detailed", "concise")}
-    images = {c.where["variant"] for c in paper.cells.values() if c.where.get("method") == "ac"}
-    assert images == {f"{t}.{n}" for t in themes[:3] for n in (20, 200, 1000)} | {"all.600"}
-    rings = {
-        (c.where["suite"], c.where["variant"].split(".")[0])
-        for c in paper.cells.values()
-        if c.step == "generate" and "ring" in c.where["suite"]
+    texts = {"sd_np/default", "sld/medium", "sld/strong", "sld/max", "esd/u_compvis", "esd/x_compvis"}
+    texts |= {"spm/paper", "uce/compvis2023", "au/official"}
+    images = {"ac/benchmark", "selfd/official", "salun/paper", "mace/t14_object"}
+    themes = ("nudity", "violence", "horror")
+    expected = {("sd/default", "none"), ("cleaned/default", "all.fixed")}
+    expected |= {
+        ("ace/official", "all.detailed"),
+        ("erasediff/official", "all.600"),
+        ("metaun/official", "all.600"),
     }
-    assert rings >= {("ring_a_bell_nudity", "nudity"), ("ring_a_bell_nudity", "all")}
-    assert ("ring_a_bell_nudity", "horror") not in rings
+    for run in texts:
+        expected |= {(run, f"{theme}.{words}") for theme in themes for words in ("detailed", "concise")}
+        expected.add((run, "all.detailed"))
+    for run in images:
+        expected |= {(run, f"{theme}.{size}") for theme in themes for size in (20, 200, 1000)}
+        expected.add((run, "all.600"))
+    assert len(expected) == 108
+    cells = [c for c in paper.cells.values() if c.step == "generate"]
+    found: dict[str, set] = {}
+    for cell in cells:
+        place = (f"{cell.where['method']}/{cell.where['preset']}", cell.where["variant"])
+        found.setdefault(cell.where["suite"], set()).add(place)
+    assert found["nsfw"] == found["coco"] == expected
+    for theme in themes:
+        attacked = {(run, f"{theme}.detailed") for run in texts} | {(run, f"{theme}.200") for run in images}
+        assert found[f"ring_a_bell_{theme}"] == attacked | {("sd/default", "none")}
     assert paper.shards("nsfw") == 8 and paper.shards("coco") == 10
 
 
@@ -164,3 +191,131 @@ def test_a_job_is_described_in_plain_types(base):
 
     for cell in base.cells.values():
         assert plain(cell.spec()), cell.name
+
+
+def variants(made: plan.Plan, method: str) -> list[str]:
+    return sorted(row["variant"] for row in made.tables[1]["runs"] if row["method"] == method)
+
+
+def test_a_method_can_be_kept_to_some_variants():
+    made = built(variants={"only": {"uce": ["all.*"], "ac": ["*.20", "all.600"]}})
+    assert set(variants(made, "uce")) == {"all.concise", "all.detailed"}
+    assert variants(made, "ac") == ["all.600", "breakage.20", "glitch.20", "uncased.20"]
+    assert len(variants(made, "sd_np")) > 4
+
+
+@pytest.mark.parametrize(
+    ("only", "words"),
+    [
+        ({"uce": ["all.600"]}, r"variants\.only\.uce: \['all\.600'\] match none of its variants: \['uncased"),
+        ({"ucee": ["all.*"]}, "no method 'ucee'"),
+    ],
+)
+def test_patterns_that_mean_nothing_are_errors(only, words):
+    with pytest.raises(params.BadSettings, match=words):
+        built(variants={"only": only})
+
+
+def test_a_suite_can_be_kept_to_some_variants():
+    extra = {"kind": "unsafe", "theme": "glitch", "all_themes": False, "variants": ["*.detailed", "*.200"]}
+    extra["sources"] = {"more": {"format": "coco", "path": "data/micro/prompts/coco.csv"}}
+    made = built(suites={"more": extra})
+    places = {
+        c.where["variant"] for c in made.cells.values() if c.step == "generate" and c.where["suite"] == "more"
+    }
+    assert places <= {"none", "glitch.detailed", "glitch.200"}
+    assert {"none", "glitch.detailed"} <= places
+
+
+def test_who_runs_on_a_suite_changes_no_cell_that_is_left(base):
+    after = built(suites={"coco": {"variants": ["all.*"]}})
+    assert moved(base, after) == {"aggregate": 1, "report": 1}
+
+
+def own_methods(tmp_path: Path, **files: str) -> Path:
+    """A project folder whose methods are the repository's and some more."""
+    for name in ("data", "models", "benchmarks"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    shutil.copytree(ROOT / "methods", tmp_path / "methods")
+    for name, text in files.items():
+        (tmp_path / f"methods/{name}.yaml").write_text(text)
+    return tmp_path
+
+
+ELSEWHERE = (
+    "method: external\ntitle: {0}\nrun: [default]\nabout: {{licence: terms of {0}}}\n"
+    "presets: {{default: {{manifest: given/{0}/m.csv}}}}\n"
+)
+
+
+def given(folder: Path, name: str) -> None:
+    (folder / "given" / name).mkdir(parents=True)
+    (folder / "given" / name / "m.csv").write_text("image_id,file\na,a.png\n")
+    (folder / "given" / name / "a.png").write_bytes(b"a")
+
+
+def test_several_settings_files_share_a_module_and_keep_their_own_title(tmp_path):
+    folder = own_methods(tmp_path, one=ELSEWHERE.format("One"), two=ELSEWHERE.format("Two"))
+    for name in ("One", "Two"):
+        given(folder, name)
+    made = plan.build(settings(methods={"sd": [], "one": [], "two": []}), folder)
+    places = {c.where["method"]: c.where["variant"] for c in made.cells.values() if c.step == "generate"}
+    assert places == {"sd": "none", "one": "all.fixed", "two": "all.fixed"}
+    described = {m["name"]: m for m in made.final.args["methods"]}
+    assert described["one"]["title"] == "One" and described["two"]["licence"] == "terms of Two"
+    assert described["one"]["module"] == described["two"]["module"] == "palimpsest.methods.external"
+
+
+def test_an_image_made_elsewhere_is_part_of_the_key_of_its_own_cells(tmp_path):
+    folder = own_methods(tmp_path, one=ELSEWHERE.format("One"), two=ELSEWHERE.format("Two"))
+    for name in ("One", "Two"):
+        given(folder, name)
+    chosen = settings(methods={"sd": [], "one": [], "two": []})
+    before = plan.build(chosen, folder)
+    (folder / "given/One/a.png").write_bytes(b"b")
+    after = plan.build(chosen, folder)
+    changed = [cell for path, cell in after.cells.items() if path not in before.cells]
+    assert {cell.where["method"] for cell in changed if "method" in cell.where} == {"one"}
+
+
+def test_what_runs_by_no_default_has_to_be_asked_for_by_name(base):
+    assert not [run for run in base.runs if run.module.endswith(".external")]
+    with pytest.raises(params.BadSettings, match=r"methods\.external: .*run: \[\].*\['default'\]"):
+        built(methods={"sd": [], "external": []})
+
+
+def test_methods_that_do_not_fit_the_model_are_listed_with_the_reason():
+    made = built(model={"architecture": "sdxl"})
+    skipped = made.aggregate.args["skipped"]
+    reasons = {item["run"]["method"]: item["reason"] for item in skipped}
+    assert reasons["uce"] == "not applicable: uce is defined for sd1, sd2, and model.architecture is sdxl"
+    run = {c.where["method"] for c in made.cells.values() if c.step == "generate"}
+    assert "sd" in run and not run & set(reasons)
+    assert all("sdxl" in registry.get(name).INFO.architectures for name in run - {"sd"})
+    rows = pl.concat([aggregate.skipped_row("micro", item) for item in skipped])
+    methods = [{"name": m["name"], "title": m["title"]} for m in made.final.args["methods"]]
+    table = tables.failure_table(select.rows_of(ReportInputs(made.params, rows, "", methods=methods)))
+    shown = {row["label"]: (row["status"], row["reason"]) for row in table.rows}
+    assert shown["UCE"] == ("skipped", reasons["uce"])
+    assert len(table.rows) == len(skipped)
+
+
+def test_a_large_folder_is_read_once_and_any_edit_of_it_is_seen(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(fingerprint, "LARGE", 100)
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for name in "abc":
+        (folder / name).write_bytes(name.encode() * 50)
+    read = []
+    monkeypatch.setattr(
+        fingerprint, "_hash", lambda path, hashed=fingerprint._hash: read.append(path) or hashed(path)
+    )
+    first = fingerprint.fingerprint("images", root=tmp_path)
+    assert fingerprint.fingerprint("images", root=tmp_path) == first
+    assert len(read) == 3
+    stat = (folder / "b").stat()
+    (folder / "b").write_bytes(b"x" * 50)
+    os.utime(folder / "b", ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert fingerprint.fingerprint("images", root=tmp_path) != first
+    assert len(read) == 4

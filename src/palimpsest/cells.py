@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from palimpsest.stamps import stamp
@@ -22,10 +23,13 @@ PATTERNS = {
     "erase": "models/{method}/{preset}/{variant}.{key}.safetensors",
     "generate": "data/generations/{method}/{preset}/{variant}/{suite}-{shard}.{key}.parquet",
     "score": "data/scores/{method}/{preset}/{variant}/{suite}-{shard}.{detector}.{key}.parquet",
+    "reference": "data/scores/{method}/{preset}/{variant}/images/{suite}-{shard}.{key}.parquet",
     "compare": "data/scores/{method}/{preset}/{variant}/compare/{suite}-{shard}.{key}.parquet",
     "aggregate": "data/tables/{experiment}/cells.{key}.parquet",
     "report": "reports/{experiment}-{key}/index.html",
 }
+# What a job writes beside its artifact, before it, by name: measurements that differ from run to run, where the artifact itself must not.
+BESIDE = {"aggregate": {"costs": "data/tables/{experiment}/costs.{key}.parquet"}}
 
 
 class Shared(dict[str, Any]):
@@ -99,6 +103,21 @@ class Cell:
         )
 
     @property
+    def beside(self) -> dict[str, str]:
+        """The paths of what lies beside the artifact, by name."""
+        places = BESIDE.get(self.step, {})
+        return {name: place.format(**self.where, key=self.key) for name, place in places.items()}
+
+    @property
+    def files(self) -> dict[str, str]:
+        """All paths that stand for this cell: its own by its step, then those beside it by their names."""
+        return {self.step: self.path, **self.beside}
+
+    def made(self, root: Path) -> bool:
+        """Whether the artifact is there, with all that belongs beside it."""
+        return (root / self.path).exists() and all((root / path).exists() for path in self.beside.values())
+
+    @property
     def name(self) -> str:
         """The place in words, e.g. `generate uce/diffusers2025/uncased.detailed/nsfw/0`."""
         return f"{self.step} {self.place}"
@@ -110,8 +129,13 @@ class Cell:
             "where": dict(self.where),
             "key": self.key,
             "args": _plain(self.args),
-            "inputs": [{"step": c.step, "where": dict(c.where), "path": c.path} for c in self.inputs],
+            "inputs": [
+                {"step": kind, "where": dict(c.where), "path": path}
+                for c in self.inputs
+                for kind, path in c.files.items()
+            ],
             "output": self.path,
+            "beside": self.beside,
             **stamp(self.roots),
             "recipe": self.recipe,
             "hints": dict(self.hints),

@@ -214,6 +214,26 @@ def share(
     typer.echo("\n".join(lines))
 
 
+@app.command("external-template")
+def external_template(
+    suites: Annotated[
+        list[str] | None, typer.Argument(help="Prompt suites of the experiment; all of them when left out.")
+    ] = None,
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="Where to write it; a file that exists is never touched.")
+    ] = Path("data/external/manifest/manifest.csv"),
+    config: Overlays = None,
+) -> None:
+    """Write the manifest that another lab or a service's user fills in: every prompt to make an image of, with its image id."""
+    from palimpsest.cli_external import Refused, write
+
+    try:
+        lines = write(load_settings(config), suites or [], out, Path("."))
+    except Refused as error:
+        stop(str(error))
+    typer.echo("\n".join(lines))
+
+
 def main() -> None:
     """Entry point of the command."""
     app()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -98,11 +99,8 @@ TOOLS = (
 
 def entries(plan: Plan) -> list[str]:
     """BibTeX entries without repeats: benchmark, model family, methods, samplers, judges, tools."""
-    from palimpsest.methods import registry
-
     methods = [
-        registry.get(name.rpartition(".")[2]).INFO.bibtex
-        for name in dict.fromkeys(run.module for run in plan.runs)
+        dict(run.about).get("bibtex", importlib.import_module(run.module).INFO.bibtex) for run in plan.runs
     ]
     samplers = [SAMPLERS[run.sampler.name] for run in plan.runs]
     judges = [JUDGES[spec.kind] for spec in plan.params.detectors.values() if spec.kind in JUDGES]

@@ -165,15 +165,43 @@ def experiment(settings: Path, overlays: Sequence[Path], root: Path) -> Iterator
         "settings",
         f"experiment {found.experiment}, {len(found.themes)} themes, {len(found.suites)} suites",
     )
-    for name, problems in (("prompts", check_files(found, root)), ("weights", check_weights(found, root))):
+    try:
+        made = plan.build(found, root)
+        runs = made.applicable()
+    except params.BadSettings as error:
+        yield Check(FAIL, "settings", str(error), "correct them, then `palimpsest validate`")
+        made, runs = None, []
+    missing = (("prompts", check_files(found, root)), ("weights", check_weights(found, root, runs)))
+    for name, problems in missing:
         for problem in problems:
             yield Check(FAIL, name, problem)
         if not problems:
             yield Check(OK, name, "all files are there")
-    try:
-        made = plan.build(found, root)
-    except params.BadSettings as error:
-        yield Check(FAIL, "settings", str(error), "correct them, then `palimpsest validate`")
+    if made is None:
         return
     yield from disk(made)
     yield from gpu(made)
+    yield from arithmetic(found)
+
+
+def arithmetic(found: params.Params, cpuinfo: Path = Path("/proc/cpuinfo")) -> Iterator[Check]:
+    """Half precision on a processor that has none of it: it works, tens of times slower than float32."""
+    halves = [
+        f"{name}: {dtype}"
+        for name, dtype in (
+            ("sampler.dtype", found.sampler.dtype),
+            ("training_images.sampler.dtype", found.training_images.sampler.dtype),
+            *((f"detectors.{name}.dtype", spec.dtype) for name, spec in found.detectors.items()),
+        )
+        if dtype != "float32"
+    ]
+    if not halves or not cpuinfo.is_file() or Path("/dev/nvidia0").exists():
+        return
+    flags = set(cpuinfo.read_text(encoding="utf-8", errors="replace").split())
+    if not flags & {"avx512_bf16", "amx_bf16"}:
+        yield Check(
+            WARN,
+            "arithmetic",
+            f"{', '.join(halves)}: this processor has no half-precision arithmetic, which makes it tens of times slower",
+            "set dtype: float32 there",
+        )

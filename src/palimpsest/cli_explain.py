@@ -65,7 +65,7 @@ def explanation(plan: Plan, cells: list[Cell]) -> list[str]:
 
 def state(plan: Plan, cell: Cell) -> str:
     """Whether the artifact is there."""
-    return "present" if (plan.root / cell.path).exists() else "missing"
+    return "present" if cell.made(plan.root) else "missing"
 
 
 def describe(plan: Plan, cell: Cell) -> list[str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from functools import cache
 from pathlib import Path
 
 import yaml
@@ -26,10 +25,11 @@ def fingerprint(path: str | Path, revision: str | None = None, root: str | Path 
         return _from_dvc(tracked)
     if place.is_dir():
         files = sorted(p for p in place.rglob("*") if p.is_file() and not p.name.endswith(".md"))
-        lines = [f"{p.relative_to(place).as_posix()} {_file(p)}" for p in files]
+        digests = _files(files)
+        lines = [f"{p.relative_to(place).as_posix()} {digests[p]}" for p in files]
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:32]
     if place.is_file():
-        return _file(place)
+        return _files([place])[place]
     return f"{path}@{revision}" if revision else "missing"
 
 
@@ -38,9 +38,14 @@ def _from_dvc(tracked: Path) -> str:
     return next(str(out[name]) for name in ("md5", "etag", "checksum") if name in out)
 
 
-def _file(path: Path) -> str:
-    size = path.stat().st_size
-    return _remembered(path) if size >= LARGE else _hash(path)
+def _files(paths: list[Path]) -> dict[Path, str]:
+    """The digest of every file. Files that are large, alone or together, are read once and remembered."""
+    large = [path for path in paths if path.stat().st_size >= LARGE]
+    many = [path for path in paths if path not in large]
+    if sum(path.stat().st_size for path in many) >= LARGE:
+        large = paths
+    known = _remembered(large) if large else {}
+    return {path: known[path] if path in known else _hash(path) for path in paths}
 
 
 def _hash(path: Path) -> str:
@@ -51,19 +56,24 @@ def _hash(path: Path) -> str:
     return digest.hexdigest()[:32]
 
 
-@cache
-def _remembered(path: Path) -> str:
-    """Digest of a large file, remembered by inode, size and times to the nanosecond (ctime cannot be set back by hand)."""
-    stat = path.stat()
-    mark = f"{path.resolve()}|{stat.st_ino}|{stat.st_size}|{stat.st_mtime_ns}|{stat.st_ctime_ns}"
+def _remembered(paths: list[Path]) -> dict[Path, str]:
+    """Digests of files, remembered by inode, size and times to the nanosecond (ctime cannot be set back by hand)."""
+    marks = {path: _mark(path) for path in paths}
     try:
         known = json.loads(MEMORY.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         known = {}
-    if mark not in known:
-        known[mark] = _hash(path)
+    unknown = [path for path in paths if marks[path] not in known]
+    for path in unknown:
+        known[marks[path]] = _hash(path)
+    if unknown:
         MEMORY.parent.mkdir(exist_ok=True)
         part = MEMORY.with_name(f"{MEMORY.name}.{os.getpid()}.part")
         part.write_text(json.dumps(known), encoding="utf-8")
         os.replace(part, MEMORY)
-    return known[mark]
+    return {path: known[marks[path]] for path in paths}
+
+
+def _mark(path: Path) -> str:
+    stat = path.stat()
+    return f"{path.resolve()}|{stat.st_ino}|{stat.st_size}|{stat.st_mtime_ns}|{stat.st_ctime_ns}"

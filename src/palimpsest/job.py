@@ -34,7 +34,7 @@ class CodeChanged(RuntimeError):
 
 @dataclass(frozen=True)
 class Input:
-    """An upstream artifact: the step that made it, its place and its file."""
+    """An upstream artifact: the step that made it (or the name of what lies beside it), its place and its file."""
 
     step: str
     where: Mapping[str, str]
@@ -44,6 +44,8 @@ class Input:
 @dataclass
 class Job:
     """One cell being made. hints: settings that change no result (batch size), so they are not in the key.
+
+    beside: where that goes which the step writes beside its artifact, by name.
 
     code: digest of what the code of `modules` means, sources: of its bytes (see palimpsest.closure).
     """
@@ -60,13 +62,15 @@ class Job:
     sources: str
     recipe: Mapping[str, Any]
     hints: Mapping[str, Any] = field(default_factory=dict)
+    beside: Mapping[str, Path] = field(default_factory=dict)
     started: float = field(default_factory=time.perf_counter)
 
     @classmethod
     def from_dict(cls, spec: Mapping[str, Any]) -> Job:
         """A job from the plain dictionary that Snakemake passes."""
         inputs = [Input(i["step"], i["where"], Path(i["path"])) for i in spec["inputs"]]
-        return cls(**{**spec, "inputs": inputs, "output": Path(spec["output"])})
+        beside = {name: Path(path) for name, path in spec.get("beside", {}).items()}
+        return cls(**{**spec, "inputs": inputs, "output": Path(spec["output"]), "beside": beside})
 
     def of(self, step: str, **where: str) -> list[Input]:
         """The inputs made by one step, narrowed by parts of their place."""
@@ -95,16 +99,22 @@ class Job:
                 "so changes in them would go unnoticed. Import them by name, or add them to the roots of this step in palimpsest/plan.py."
             )
 
-    def meta(self, extra: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        """What is written into the artifact: its recipe, the environment, time and memory, and what the step adds."""
+    def meta(self, extra: Mapping[str, Any] | None = None, measured: bool = True) -> dict[str, Any]:
+        """What is written into the artifact: its recipe, the environment, time and memory, and what the step adds.
+
+        Without `measured` nothing of it differs between two runs of the recipe.
+        """
+        made = {
+            "environment": environment.describe(),
+            "seconds": round(time.perf_counter() - self.started, 3),
+            "peak_memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
+        }
         return {
             "step": self.step,
             "where": dict(self.where),
             "key": self.key,
             "recipe": dict(self.recipe),
-            "environment": environment.describe(),
-            "seconds": round(time.perf_counter() - self.started, 3),
-            "peak_memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
+            **(made if measured else {}),
             **dict(extra or {}),
             seal.NAME: seal.OPEN,
         }
@@ -114,9 +124,15 @@ class Job:
         table: pa.Table | pl.DataFrame,
         extra: Mapping[str, Any] | None = None,
         image_columns: Sequence[str] = (),
+        measured: bool = True,
     ) -> None:
         self.check()
-        store.write_parquet(table, self.output, self.meta(extra), image_columns)
+        store.write_parquet(table, self.output, self.meta(extra, measured), image_columns)
+
+    def write_beside(self, name: str, table: pa.Table | pl.DataFrame) -> None:
+        """Write a table of measurements. To be called before the artifact is written, so that none is ever without it."""
+        self.check()
+        store.write_parquet(table, self.beside[name], self.meta())
 
     def write_tensors(self, tensors: Mapping[str, Tensor], extra: Mapping[str, Any] | None = None) -> None:
         self.check()

@@ -12,7 +12,7 @@ from palimpsest.cells import Cell
 from palimpsest.params import Params
 from palimpsest.plan import Plan
 from palimpsest.specs import Suite
-from palimpsest.weights import hub_cache
+from palimpsest.weights import snapshot
 
 MIB = 1 << 20
 GIB = 1 << 30
@@ -32,7 +32,7 @@ ACTIVATIONS = 1024
 TRAINING = 4
 # Seconds for one sampling step of one 512 x 512 image on a slow GPU.
 STEP = 0.4
-LIGHT = ("prompts", "keywords", "compare", "aggregate", "report")
+LIGHT = ("prompts", "keywords", "reference", "compare", "aggregate", "report")
 
 
 class Needs:
@@ -47,8 +47,8 @@ class Needs:
     # --- counts ----------------------------------------------------------------------------------------------------------------
 
     def images(self, cell: Cell) -> int:
-        """How many images a cell makes, judges or compares; 0 for cells without images."""
-        if cell.step in ("generate", "score", "compare"):
+        """How many images a cell makes, judges, reduces or compares; 0 for cells without images."""
+        if cell.step in ("generate", "score", "reference", "compare"):
             suite = self.params.suites[cell.where["suite"]]
             return max(0, min(suite.shard, self.rows(suite) - int(cell.where["shard"]) * suite.shard))
         if cell.step == "images":
@@ -110,21 +110,26 @@ class Needs:
         return {kind: size / units for kind, (size, units) in sums.items()}
 
     def _bound(self, cell: Cell) -> float:
+        from palimpsest.metrics.drift import LARGEST  # loads numpy, which a plan does without
+
         picture = 3 * self.params.model.resolution**2 * PNG
         count, pairs = self.images(cell), self.params.report.pairs
         if cell.step in ("generate", "images"):
             return HEAD + count * picture
         if cell.step == "erase":  # at most the whole U-Net in float32, which is most of a checkpoint
             return HEAD + 4 * self.parameters
+        small = 3 * min(self.params.model.resolution, LARGEST) ** 2 * PNG
+        if cell.step == "reference":
+            return HEAD + count * small
         if cell.step == "compare":
-            return HEAD + count * ROW + 4 * pairs * picture
+            return HEAD + count * ROW + 4 * pairs * small
         if cell.step == "report":
             compared = sum(c.step == "compare" for c in cell.inputs)
-            return 4 * MIB + 2 * pairs * compared * picture
+            return 4 * MIB + 2 * pairs * compared * small
         if cell.step == "prompts":
             count = self.rows(self.params.suites[cell.where["suite"]])
         if cell.step == "aggregate":
-            count = 8 * len(cell.inputs)
+            count = 9 * len(cell.inputs)  # rows of the table, and one of what each input cost
         return HEAD + count * ROW
 
     # --- memory ----------------------------------------------------------------------------------------------------------------
@@ -187,7 +192,7 @@ def weights_bytes(path: str, revision: str | None, root: Path) -> int | None:
     """Bytes of a checkpoint's files, local or in the hub cache; None when they are not here."""
     place = root / path
     if not place.exists():
-        place = hub_cache() / f"models--{path.replace('/', '--')}" / "snapshots" / str(revision or "")
+        place = snapshot(path, revision)
     if place.is_file():
         return place.stat().st_size
     sizes = [p.stat().st_size for kind in ("*.safetensors", "*.bin") for p in place.rglob(kind)]

@@ -75,11 +75,15 @@ class TrainingImages(Strict):
 
 
 class Variants(Strict):
-    """Which variants are run: themes (and "all"), keyword sets for text-only methods."""
+    """Which variants are run: themes (and "all"), keyword sets for text-only methods.
+
+    only: method, or method/preset -> patterns of the variants it is run on, where that is not all of them ("all.*", "*.200").
+    """
 
     themes: list[str]
     keyword_sets: list[Literal["detailed", "concise"]]
     all_keyword_sets: list[Literal["detailed", "concise"]]
+    only: dict[str, list[str]] = {}
 
 
 class Report(Strict):

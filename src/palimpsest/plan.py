@@ -25,6 +25,7 @@ from palimpsest.runs import (
     Variant,
     base_preset,
     identity,
+    not_applicable,
     run_row,
     runs_of,
     same,
@@ -46,7 +47,7 @@ class Plan:
         self.cells: dict[str, Cell] = {}
         self._model = Shared(params.model.model_dump())
         self._samplings: dict[Sampler, Shared] = {}
-        self._judging: dict[str, Shared] = {}
+        self._judging: dict[tuple[str, tuple[str, ...]], Shared] = {}
         self._targets: dict[Variant, Shared] = {}
         self._comparing = Shared(pairs=params.report.pairs, themes=list(params.themes))
         self._prints: dict[tuple[str, str | None], str] = {}
@@ -96,15 +97,18 @@ class Plan:
             self._targets[variant] = Shared(target_of(self.params, variant))
         return self._targets[variant]
 
-    def _questions(self, name: str) -> Shared:
-        if name not in self._judging:
-            params = self.params
-            self._judging[name] = Shared(
+    def _questions(self, name: str, variant: Variant) -> Shared:
+        """What a detector is asked of a variant: only the themes that it erases are asked for in detail."""
+        params = self.params
+        asked = variant.themes or tuple(params.themes)
+        if (name, asked) not in self._judging:
+            self._judging[name, asked] = Shared(
                 detector=_detector_args(params.detectors[name]),
                 themes={theme: spec.detailed for theme, spec in params.themes.items()},
                 texts={rule: spec.texts for rule, spec in params.rules.items() if spec.texts},
+                in_detail=list(asked),
             )
-        return self._judging[name]
+        return self._judging[name, asked]
 
     def _samplers(self) -> list[Sampler]:
         """The different samplers in use, the experiment's own first."""
@@ -119,6 +123,7 @@ class Plan:
     def _build(self) -> Cell:
         params = self.params
         self._fits: dict[tuple[str, str, str], Cell] = {}
+        self._references: dict[str, Cell] = {}
         prompts = {name: self._prompts(name) for name in params.suites}
         self.keywords = self._keywords()
         scores: list[Cell] = []
@@ -131,7 +136,7 @@ class Plan:
             }
             for cells in base_cells.values():
                 scores += [score for _, shard_scores in cells for score in shard_scores]
-            for run in (r for r in self.runs if r.method != BASE and same(r.sampler, sampler)):
+            for run in (r for r in self.applicable() if r.method != BASE and same(r.sampler, sampler)):
                 for variant in variants_of(params, run):
                     for suite in suites_for(params, variant):
                         cells = self._judged(run, variant, suite, prompts[suite])
@@ -149,7 +154,7 @@ class Plan:
             s.toxicity for s in suite.sources.values() if s.toxicity
         ]
         raw = {path: self._print(path) for path in files}
-        args = {"suite": suite.model_dump(), "seed": self.params.seed}
+        args = {"suite": suite.model_dump(exclude={"all_themes", "variants"}), "seed": self.params.seed}
         return self._cell("prompts", {"suite": name}, args, raw=raw)
 
     def _keywords(self) -> Cell:
@@ -223,6 +228,15 @@ class Plan:
             )
         return cells
 
+    def applicable(self) -> list[Run]:
+        """The runs that the experiment's model allows."""
+        return [run for run in self.runs if not_applicable(self.params, run) is None]
+
+    def _raw(self, run: Run) -> dict[str, str]:
+        """Digests of the checkpoint and of the files that the method's settings name."""
+        named = {file.counted: self._print(file.counted, file.revision) for file in run.files}
+        return {self.params.model.path: self._model_raw, **named}
+
     def _base_run(self, sampler: Sampler) -> Run:
         own = next(r for r in self.runs if r.method == BASE)
         return Run(BASE, base_preset(self.params, sampler), own.module, own.settings, sampler, False, ())
@@ -253,9 +267,7 @@ class Plan:
         }
         where = {"method": run.method, "preset": run.preset, "variant": variant.name}
         inputs = [*self._keyword_inputs(variant), *images]
-        return self._cell(
-            "erase", where, args, inputs, (run.module,), {self.params.model.path: self._model_raw}
-        )
+        return self._cell("erase", where, args, inputs, (run.module,), self._raw(run))
 
     def _keyword_inputs(self, variant: Variant) -> list[Cell]:
         derived = variant.keyword_set == "concise" and self.params.keywords.concise == "derived"
@@ -282,30 +294,37 @@ class Plan:
                 "suite": suite,
                 "shard": str(shard),
             }
-            raw = {self.params.model.path: self._model_raw}
             generated = self._cell(
-                "generate", where, args, upstream, (run.module,), raw, self._hints(run.sampler)
+                "generate", where, args, upstream, (run.module,), self._raw(run), self._hints(run.sampler)
             )
-            cells.append((generated, [self._score(generated, name) for name in self.params.detectors]))
+            scores = [self._score(generated, name, variant) for name in self.params.detectors]
+            cells.append((generated, scores))
         return cells
 
-    def _score(self, generated: Cell, name: str) -> Cell:
+    def _score(self, generated: Cell, name: str, variant: Variant) -> Cell:
         detector = self.params.detectors[name]
         raw = {detector.path: self._print(detector.path, detector.revision)}
         where = {**generated.where, "detector": name}
         return self._cell(
             "score",
             where,
-            self._questions(name),
+            self._questions(name, variant),
             [generated],
             (f"palimpsest.detectors.{detector.kind}",),
             raw,
             {"batch": detector.batch},
         )
 
+    def _reference(self, generated: Cell) -> Cell:
+        """The base's images at the size of comparison; only those that something is compared with."""
+        if generated.path not in self._references:
+            self._references[generated.path] = self._cell("reference", generated.where, {}, [generated])
+        return self._references[generated.path]
+
     def _compare(self, ours: tuple[Cell, list[Cell]], base: tuple[Cell, list[Cell]]) -> Cell:
         judge = list(self.params.detectors).index(self.params.judge)
-        return self._cell("compare", ours[0].where, self._comparing, [ours[0], base[0], base[1][judge]])
+        inputs = [ours[0], self._reference(base[0]), base[1][judge]]
+        return self._cell("compare", ours[0].where, self._comparing, inputs)
 
     def _gates(self) -> Cell:
         params = self.params
@@ -343,9 +362,19 @@ class Plan:
             "statistics": params.statistics.model_dump(),
             "seed": params.seed,
             "runs": [
-                run_row(params, run, variant) for run in self.runs for variant in variants_of(params, run)
+                run_row(params, run, variant)
+                for run in self.applicable()
+                for variant in variants_of(params, run)
             ],
         }
+        skipped = [
+            {"reason": reason, "run": run_row(params, run, variant)}
+            for run in self.runs
+            if (reason := not_applicable(params, run))
+            for variant in variants_of(params, run)
+        ]
+        if skipped:
+            args["skipped"] = skipped
         self.tables: Tables = (where, args, scores, comparisons, shared)
         return self.report(*self.tables)
 
@@ -369,10 +398,14 @@ class Plan:
             p.relative_to(self.root).as_posix() for p in (self.root / "benchmarks/results").glob("*.json")
         )
         raw |= {path: self._print(path) for path in measured}
-        methods = sorted({run.module for run in self.runs})
+        methods = [
+            {"name": run.method, "module": run.module, "title": run.title, **dict(run.about)}
+            for run in {run.method: run for run in self.runs}.values()
+        ]
         args = {"params": params.model_dump(mode="json"), "methods": methods, "benchmarks": measured}
+        modules = sorted({run.module for run in self.runs})
         self.latest_report = self._cell(
-            "report", where, args, [self.aggregate, *scores, *comparisons, *shared], methods, raw
+            "report", where, args, [self.aggregate, *scores, *comparisons, *shared], modules, raw
         )
         return self.latest_report
 
@@ -389,7 +422,7 @@ class Plan:
 
     def missing(self) -> list[Cell]:
         """Cells whose artifact is not there."""
-        return [cell for cell in self.cells.values() if not (self.root / cell.path).exists()]
+        return [cell for cell in self.cells.values() if not cell.made(self.root)]
 
     def needed(self) -> list[Cell]:
         """Cells that a run would make: missing ones that the report, or another needed cell, asks for."""
@@ -397,7 +430,7 @@ class Plan:
         stack = [self.final]
         while stack:
             cell = stack.pop()
-            if cell.path in found or (self.root / cell.path).exists():
+            if cell.path in found or cell.made(self.root):
                 continue
             found[cell.path] = cell
             stack += cell.inputs

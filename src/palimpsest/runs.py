@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import fnmatch
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from palimpsest.methods import registry
-from palimpsest.params import Params, Sampler
+from palimpsest.methods.contract import Info
+from palimpsest.params import BadSettings, Params, Sampler
 
 BASE = "sd"
 UNERASED = "none"
@@ -17,7 +19,8 @@ UNERASED = "none"
 
 @dataclass(frozen=True)
 class Variant:
-    """What a method erases. themes: one, or all; keyword_set: "detailed" | "concise"; images: training images per theme, or 0."""
+    """What a method erases. themes: one, or all; keyword_set: "detailed" | "concise" | "fixed" (nothing to choose);
+    images: training images per theme, or 0."""
 
     theme: str
     themes: tuple[str, ...]
@@ -31,8 +34,22 @@ class Variant:
 
 
 @dataclass(frozen=True)
+class NamedFile:
+    """A file, folder or hub id that a setting names. counted: what the recipe takes the digest of, which is the whole folder of a
+    manifest and the path itself of anything else."""
+
+    setting: str
+    path: str
+    revision: str | None
+    counted: str
+
+
+@dataclass(frozen=True)
 class Run:
-    """One method with one preset: checked settings and the sampler it generates with."""
+    """One method with one preset: checked settings and the sampler it generates with.
+
+    title, about: of the settings file; scope, architectures: of the method's INFO; files: what its settings name.
+    """
 
     method: str
     preset: str
@@ -41,6 +58,11 @@ class Run:
     sampler: Sampler
     fits: bool
     needs: tuple[str, ...]
+    scope: str = "variants"
+    architectures: tuple[str, ...] = ()
+    files: tuple[NamedFile, ...] = ()
+    title: str = ""
+    about: tuple[tuple[str, str], ...] = ()
 
 
 def runs_of(params: Params, folder: Path) -> Iterator[Run]:
@@ -51,24 +73,72 @@ def runs_of(params: Params, folder: Path) -> Iterator[Run]:
     files = registry.settings_files(folder)
     chosen = params.methods
     names = sorted(files) if chosen == "all" else list(chosen)
+    for name in (limited.partition("/")[0] for limited in params.variants.only):
+        if name not in files:
+            raise registry.unknown_method(name, files)
     for name in [BASE, *(n for n in names if n != BASE)]:
         if name not in files:
             raise registry.unknown_method(name, files)
         file = files[name]
         info, module = registry.get(file.method).INFO, registry.module_name(file.method)
         presets = file.run if chosen == "all" or not chosen.get(name) else chosen[name]
+        if chosen != "all" and not presets:
+            raise BadSettings(
+                f"methods.{name}: methods/{name}.yaml runs no preset by itself (run: []); name those to run, of {list(file.presets)}"
+            )
         for preset in presets:
             overrides = {**params.overrides.get(name, {}), **params.overrides.get(f"{name}/{preset}", {})}
             settings = registry.settings(name, preset, overrides, files=files).model_dump(mode="json")
             sampler = params.sampler.model_copy(update=file.samplers.get(preset, {}))
-            yield Run(name, preset, module, settings, sampler, info.fits, tuple(info.needs))
+            yield Run(
+                name, preset, module, settings, sampler, info.fits, tuple(info.needs), info.scope, tuple(info.architectures),
+                tuple(_named_files(info, settings)), file.title, tuple(sorted(file.about.items())),
+            )  # fmt: skip
+
+
+def _named_files(info: Info, settings: Mapping[str, Any]) -> Iterator[NamedFile]:
+    for setting in info.files:
+        path = settings.get(setting)
+        if path:
+            counted = str(Path(path).parent) if setting in info.folders else path
+            yield NamedFile(setting, path, settings.get(f"{setting}_revision"), counted)
+
+
+def not_applicable(params: Params, run: Run) -> str | None:
+    """Why a method cannot be run on this experiment's model, or None. The base is always run: without it there is nothing to compare."""
+    kind = params.model.architecture
+    if run.method == BASE or kind in run.architectures:
+        return None
+    return f"not applicable: {run.method} is defined for {', '.join(run.architectures)}, and model.architecture is {kind}"
 
 
 def variants_of(params: Params, run: Run) -> list[Variant]:
-    """The variants of a method: per theme and keyword set, or per theme and number of training images."""
+    """The variants of a method: per theme and keyword set, or per theme and number of training images.
+
+    Raises BadSettings for a pattern of `variants.only` that none of them matches.
+    """
+    found = _all_variants(params, run)
+    only = params.variants.only
+    patterns = only.get(f"{run.method}/{run.preset}", only.get(run.method))
+    if patterns is None or run.method == BASE:
+        return found
+    names = [variant.name for variant in found]
+    idle = [pattern for pattern in patterns if not fnmatch.filter(names, pattern)]
+    if idle:
+        raise BadSettings(f"variants.only.{run.method}: {idle} match none of its variants: {names}")
+    return [variant for variant in found if _matches(variant.name, patterns)]
+
+
+def _matches(name: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def _all_variants(params: Params, run: Run) -> list[Variant]:
     themes, chosen, sizes = tuple(params.themes), params.variants, params.training_images
     if run.method == BASE:
         return [Variant(UNERASED, (), "none")]
+    if run.scope == "fixed":
+        return [Variant("all", themes, "fixed")]
     found = []
     for theme in chosen.themes:
         covered = themes if theme == "all" else (theme,)
@@ -97,10 +167,16 @@ def target_of(params: Params, variant: Variant) -> dict[str, Any]:
 
 
 def suites_for(params: Params, variant: Variant) -> list[str]:
-    """The suites a variant is run on: theme-specific ones for that theme and for "all" only."""
-    return [
-        name for name, suite in params.suites.items() if suite.theme is None or suite.theme in variant.themes
-    ]
+    """The suites a variant is run on: theme-specific ones for that theme, and for "all" unless the suite says otherwise."""
+    found = []
+    for name, suite in params.suites.items():
+        if variant.theme == "all":
+            fits = suite.theme is None or (suite.all_themes and suite.theme in variant.themes)
+        else:
+            fits = suite.theme in (None, variant.theme)
+        if fits and (not suite.variants or _matches(variant.name, suite.variants)):
+            found.append(name)
+    return found
 
 
 def identity(sampler: Sampler) -> dict[str, Any]:

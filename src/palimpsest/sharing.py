@@ -134,9 +134,9 @@ def share(plan: Plan, keep: Callable[[], Iterable[Plan]], prune: bool = False, d
     state = inspect(plan)
     if state.damaged:
         raise Refused(_damage(state))
-    named = {plan.final.path, *(cell.path for cell in plan.cells.values())}
+    named = {path for cell in plan.cells.values() for path in cell.files.values()}
     if prune:
-        named |= {cell.path for other in keep() for cell in other.cells.values()}
+        named |= {path for other in keep() for cell in other.cells.values() for path in cell.files.values()}
     unnamed = [name for name in artifacts(root) if not _is_named(name, named)]
     done = Done(state, strangers=[name for name in unnamed if name not in state.tracked])
     if prune:
@@ -205,7 +205,12 @@ def repair(plan: Plan) -> tuple[list[str], list[str]]:
     state = inspect(plan)
     wrong = [*state.damaged, *state.remade]
     shared = sorted({name for name in wrong if name in state.tracked})
-    deleted = sorted({name for name in state.damaged if name not in state.tracked})
+    lost = {name for name in state.damaged if name not in state.tracked}
+    # nothing of an artifact stays without the rest of it
+    lost |= {
+        name for cell in plan.cells.values() for name in cell.files.values() if lost & {*cell.files.values()}
+    }
+    deleted = sorted(name for name in lost if name not in state.tracked and (root / name).exists())
     for name in deleted:
         if name.startswith("reports/"):
             shutil.rmtree(root / Path(*Path(name).parts[:2]))

@@ -16,13 +16,25 @@ from typing import Any
 
 from palimpsest import forkserver, runlock
 from palimpsest import params as settings
-from palimpsest.cells import PATTERNS, Cell
+from palimpsest.cells import BESIDE, PATTERNS, Cell
 from palimpsest.job import failure_path
-from palimpsest.needs import Needs
+from palimpsest.needs import LIGHT, Needs
 from palimpsest.partial import partial as partial_report
 from palimpsest.plan import Plan, build
 
-__all__ = ["PATTERNS", "begin", "cell", "end", "inputs", "log", "memory_mb", "minutes", "partial", "plan"]
+__all__ = [
+    "PATTERNS",
+    "begin",
+    "cell",
+    "end",
+    "inputs",
+    "log",
+    "memory_mb",
+    "minutes",
+    "outputs",
+    "partial",
+    "plan",
+]
 
 DEFAULT = "params.yaml"
 RUNNING: list[Any] = []
@@ -107,9 +119,9 @@ def inputs(made: Plan, step: str) -> Callable[[Any], list[Any]]:
 
     def find(wildcards: Any) -> list[Any]:
         wanted = _at(made, step, wildcards)
-        if (made.root / wanted.path).exists() and not _forced():
+        if wanted.made(made.root) and not _forced():
             return []
-        return [ancient(c.path) for c in wanted.inputs]
+        return [ancient(path) for c in wanted.inputs for path in c.files.values()]
 
     return _declared(find)
 
@@ -129,9 +141,15 @@ def cell(made: Plan, step: str) -> Callable[..., dict[str, Any]]:
         places = [str(path) for path in input] or [known["path"] for known in spec["inputs"]]
         sources = [{**known, "path": path} for known, path in zip(spec["inputs"], places, strict=True)]
         hints = {**spec["hints"], "threads": threads}
-        return {**spec, "inputs": sources, "output": str(output[0]), "hints": hints}
+        beside = dict(zip(spec["beside"], map(str, output[1:]), strict=True))
+        return {**spec, "inputs": sources, "output": str(output[0]), "beside": beside, "hints": hints}
 
     return _declared(find)
+
+
+def outputs(step: str) -> list[str]:
+    """The artifact of a step that writes something beside it, and that; missing either, Snakemake makes both."""
+    return [PATTERNS[step], *BESIDE[step].values()]
 
 
 def memory_mb(made: Plan, step: str) -> Callable[..., int]:
@@ -158,11 +176,13 @@ def preflight(made: Plan) -> None:
     from palimpsest.prompts.inventory import check_files
     from palimpsest.weights import check_weights
 
-    needed = {c.step for c in made.needed()}
+    cells = made.needed()
+    needed = {c.step for c in cells}
+    methods = {c.where["method"] for c in cells if c.step in ("erase", "generate")}
     problems = check_files(made.params, made.root) if "prompts" in needed else []
     problems += (
-        check_weights(made.params, made.root)
-        if needed - {"prompts", "keywords", "aggregate", "report", "compare"}
+        check_weights(made.params, made.root, [run for run in made.runs if run.method in methods])
+        if needed - set(LIGHT)
         else []
     )
     if problems:

@@ -50,10 +50,13 @@ class Source(Strict):
 
 class Suite(Strict):
     """A prompt suite. kind: "unsafe" suites are judged for erasure, "benign" ones for what erasing broke.
-    theme: set for suites that belong to one theme only (adversarial prompts)."""
+    theme: set for suites that belong to one theme only (adversarial prompts); all_themes: whether variants that erase all themes are
+    run on it too; variants: patterns of the variants that are run on it ("*.detailed"), where that is not all of them."""
 
     kind: Literal["unsafe", "benign"]
     theme: Name | None = None
+    all_themes: bool = True
+    variants: list[str] = []
     sources: Annotated[dict[str, Source], Field(min_length=1)]
     shard: Annotated[int, Field(ge=1)] = 2000
 

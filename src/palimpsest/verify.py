@@ -24,11 +24,14 @@ class Damaged(RuntimeError):
 
 
 def files_of(cell: Cell, root: Path) -> list[Path]:
-    """The files of an artifact that are there: one, or everything in a report's folder. Empty when it has not been made or pulled."""
+    """The files of an artifact that are there: itself and what lies beside it, or everything in a report's folder. Empty when it has not
+    been made or pulled."""
     path = root / cell.path
     if not path.exists():
         return []
-    return sorted(p for p in path.parent.rglob("*") if p.is_file()) if cell.step == "report" else [path]
+    if cell.step == "report":
+        return sorted(p for p in path.parent.rglob("*") if p.is_file())
+    return [place for name in cell.files.values() if (place := root / name).exists()]
 
 
 def check(cell: Cell, root: Path, tracked: Mapping[str, str]) -> list[Path]:
@@ -39,7 +42,11 @@ def check(cell: Cell, root: Path, tracked: Mapping[str, str]) -> list[Path]:
     found = files_of(cell, root)
     others = [path for path in found if differs(path, root, tracked)]
     if cell.step != "report":
-        _one(cell, found[0])
+        for path in found:
+            _one(cell, path)
+        lost = [name for name in cell.beside.values() if root / name not in found and name not in tracked]
+        if lost:
+            raise Damaged(found[0], f"{lost[0]}, which is written before it, is gone")
     elif (root / cell.path).with_name(REPORT) in found:
         _report(cell, (root / cell.path).parent, found)
     else:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 from palimpsest.params import Params
+from palimpsest.runs import Run
 
 
 def hub_cache() -> Path:
@@ -20,30 +22,55 @@ def is_hub_id(path: str) -> bool:
     return len(parts) == 2 and all(parts) and not path.startswith((".", "~"))
 
 
+def snapshot(path: str, revision: str | None) -> Path:
+    """Where the hub cache keeps a finished download; a branch or tag leads to the commit that it stood for."""
+    place = hub_cache() / f"models--{path.replace('/', '--')}"
+    branch = place / "refs" / (revision or "main")
+    commit = branch.read_text(encoding="utf-8").strip() if branch.is_file() else str(revision or "")
+    return place / "snapshots" / commit
+
+
 def present(path: str, revision: str | None, root: Path) -> bool:
     """Whether the weights are a local file or folder, or a finished snapshot in the hub cache."""
     if (root / path).exists():
         return True
-    snapshot = hub_cache() / f"models--{path.replace('/', '--')}" / "snapshots" / str(revision or "")
-    return is_hub_id(path) and snapshot.is_dir() and any(snapshot.iterdir())
+    place = snapshot(path, revision)
+    return is_hub_id(path) and place.is_dir() and any(place.iterdir())
 
 
-def check_weights(params: Params, root: Path) -> list[str]:
-    """One line for every missing checkpoint: what it is, where to get it, where to put it."""
+def check_weights(params: Params, root: Path, runs: Iterable[Run] = ()) -> list[str]:
+    """One line for every missing checkpoint, of the experiment and of these methods: what it is, where to get it, where to put it."""
+    problems = []
     wanted = [("model", params.model.path, params.model.revision)]
     wanted += [(f"detectors.{name}", spec.path, spec.revision) for name, spec in params.detectors.items()]
-    problems = []
     for key, path, revision in wanted:
         if present(path, revision, root):
             continue
         if is_hub_id(path):
-            at = f" --revision {revision}" if revision else ""
             problems.append(
-                f"{key}: the weights {path!r} are not in the hub cache ({hub_cache()}). Read and accept their licence on the hub, then run "
-                f"`hf download {path}{at}` on a machine with network access, or set {key}.path to a local folder that holds them."
+                f"{key}: {_download(path, revision)}, or set {key}.path to a local folder that holds them."
             )
         else:
             problems.append(
                 f"{key}: there is no {path}. Run `git checkout -- {path}`, or `snakemake world` to train it again."
             )
+    named = {(run.method, file): None for run in runs for file in run.files}
+    for method, file in named:
+        if present(file.path, file.revision, root):
+            continue
+        setting = f"overrides.{method}.{file.setting}"
+        without = f"or leave {method} out of `methods`"
+        if is_hub_id(file.path):
+            what = f"{_download(file.path, file.revision)}, or set `{setting}` to a local folder or a mirror that has them"
+        else:
+            what = f"there is no {file.path}. Put it there (`git checkout -- {file.path}` if it is part of the project), or set `{setting}`"
+        problems.append(f"methods.{method}: {what}, {without}.")
     return problems
+
+
+def _download(path: str, revision: str | None) -> str:
+    at = f" --revision {revision}" if revision else ""
+    return (
+        f"the weights {path!r} are not in the hub cache ({hub_cache()}). Read and accept their licence on the hub, then run "
+        f"`hf download {path}{at}` on a machine with network access"
+    )

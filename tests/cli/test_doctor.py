@@ -94,3 +94,16 @@ def test_failed_cells_are_listed(project: Path, monkeypatch: pytest.MonkeyPatch)
     store.write_json(record, failure_path("0" * 16))
     (check,) = cli_doctor.failures(project)
     assert "erase uce/p: MemoryError: 9 GiB" in check.found
+
+
+def test_half_precision_on_a_processor_without_it_is_a_warning(tmp_path: Path) -> None:
+    half = cli_doctor.params.load("params.yaml", "experiments/paper.yaml")
+    cpuinfo = tmp_path / "cpuinfo"
+    cpuinfo.write_text("flags : fpu avx2\n")
+    (check,) = cli_doctor.arithmetic(half, cpuinfo)
+    assert check.level == findings.WARN
+    assert "training_images.sampler.dtype: float16, detectors.vqa.dtype: bfloat16" in check.found
+    cpuinfo.write_text("flags : fpu avx2 avx512_bf16\n")
+    assert not list(cli_doctor.arithmetic(half, cpuinfo))
+    cpuinfo.write_text("flags : fpu avx2\n")
+    assert not list(cli_doctor.arithmetic(cli_doctor.params.load("params.yaml"), cpuinfo))

@@ -1,11 +1,19 @@
 """What every erasure method has to keep, whatever it does. Methods are found, so a new one is held to this
 page at once.
+
+A method whose settings name files (INFO.files) is given small ones by `contract_settings(folder, requests, images)`
+of its own tests, tests/methods/test_<name>.py: it writes them and returns the settings that name them. requests and
+images: of the base, for files that have to fit them.
 """
 
 from __future__ import annotations
 
+import atexit
+import importlib
+import shutil
 import subprocess
 import sys
+import tempfile
 from dataclasses import fields
 from functools import cache
 from pathlib import Path
@@ -23,18 +31,22 @@ from palimpsest.methods.contract import (
     Fidelity,
     ImageSet,
     Need,
+    Scope,
     Stage,
     Target,
     ThemeTarget,
     TrainingData,
 )
 from palimpsest.params import Sampler
-from palimpsest.sampling.loop import Request, generate
+from palimpsest.sampling.loop import Outcome, Request, generate
 from tests import tiny
 
 NAMES = registry.names()
 FILES = registry.settings_files("methods")
-RUNS = [(name, preset) for name in NAMES for preset in FILES[name].presets]
+SOURCES = [name for name in NAMES if hasattr(registry.get(name), "produce")]
+EDITORS = [name for name in NAMES if name not in SOURCES]
+RUNS = [(name, preset) for name in EDITORS for preset in FILES[name].presets]
+SOURCE_RUNS = [(name, preset) for name in SOURCES for preset in FILES[name].presets]
 # Fits are cut short and made strong: two updates of a random model have to change pixels.
 SHORT = {"iterations": 2, "steps": 4, "batch_size": 2, "learning_rate": 0.02}
 SAMPLER = Sampler(name="ddim", steps=3, guidance=4.0)
@@ -63,9 +75,20 @@ def data(info):
     return TrainingData(tuple(sets))
 
 
+@cache
+def files(name):
+    """The settings that name small files which the method's own tests wrote."""
+    if not registry.get(name).INFO.files:
+        return {}
+    folder = Path(tempfile.mkdtemp(prefix=f"contract-{name}-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    tests = importlib.import_module(f"tests.methods.test_{name}")
+    return tests.contract_settings(folder, REQUESTS, base_images())
+
+
 def short(name, preset, **changes):
     known = registry.get(name).Settings.model_fields
-    chosen = {key: value for key, value in {**SHORT, **changes}.items() if key in known}
+    chosen = {key: value for key, value in {**SHORT, **files(name), **changes}.items() if key in known}
     return registry.settings(name, preset, chosen, FILES)
 
 
@@ -90,10 +113,12 @@ def erased(name, preset, artifact=None, **changes):
 
 
 def same(a, b, tolerance=0):
-    return all(
-        (x is None and y is None) or int(np.abs(x.astype(int) - y.astype(int)).max()) <= tolerance
-        for x, y in zip(a, b, strict=True)
-    )
+    def one(x, y):
+        if x is None or y is None:
+            return x is y
+        return int(np.abs(x.astype(int) - y.astype(int)).max()) <= tolerance
+
+    return all(one(x, y) for x, y in zip(a, b, strict=True))
 
 
 def has_strength(name):
@@ -117,6 +142,9 @@ def test_metadata_is_complete(name):
     assert info.bibtex.count("{") == info.bibtex.count("}")
     assert set(info.architectures) <= {"sd1", "sd2", "sdxl"}
     assert info.architectures
+    assert info.scope in get_args(Scope)
+    assert set(info.files) <= set(registry.get(name).Settings.model_fields)
+    assert set(info.folders) <= set(info.files)
 
 
 def test_importing_methods_does_not_load_torch():
@@ -141,7 +169,7 @@ def test_every_setting_is_explained_and_unknown_ones_are_refused(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_the_settings_file_runs_and_the_documentation_has_a_page(name):
     assert FILES[name].method == name
-    assert FILES[name].run
+    assert FILES[name].run or registry.get(name).INFO.files, "run: [] is for what needs files of the user"
     assert Path(f"docs/methods/{name}.md").is_file()
     for preset in FILES[name].presets:
         assert registry.settings(name, preset, {}, FILES) is not None
@@ -190,10 +218,55 @@ def test_an_artifact_survives_the_store(name, preset, tmp_path):
     assert (tmp_path / "again.safetensors").read_bytes() == path.read_bytes()
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [n for n in EDITORS if registry.get(n).INFO.scope == "fixed"])
+def test_what_cannot_be_aimed_gives_the_same_images_for_every_target(name):
+    preset = next(iter(FILES[name].presets))
+    other = Target((ThemeTarget("glitch", ("static",), "a lamp"),))
+    used = registry.get(name).apply(pipeline(), fitted(name, preset), other, short(name, preset))
+    assert same(images(used), images(erased(name, preset)))
+    assert not registry.get(name).INFO.needs
+
+
+def made(name, preset, requests=REQUESTS):
+    method = registry.get(name)
+    return list(method.produce(requests, short(name, preset), tiny.RESOLUTION, "suite"))
+
+
+@pytest.mark.parametrize(("name", "preset"), SOURCE_RUNS)
+def test_a_source_answers_every_request_in_order_whatever_else_is_asked(name, preset):
+    info = registry.get(name).INFO
+    assert (info.stage, info.scope, info.fits) == ("external", "fixed", False)
+    whole = made(name, preset)
+    assert [(g.image_id, g.prompt, g.seed) for g in whole] == [
+        (r.image_id, r.prompt, r.seed) for r in REQUESTS
+    ]
+    side = tiny.RESOLUTION
+    shapes = {(g.image.shape, g.image.dtype.name) for g in whole if g.image is not None}
+    assert shapes == {((side, side, 3), "uint8")}
+    assert all(g.decision in get_args(Outcome) and (g.image is not None or g.reason) for g in whole)
+    for again in (made(name, preset), made(name, preset, REQUESTS[::-1])[::-1]):
+        assert same([g.image for g in again], [g.image for g in whole])
+    parts = made(name, preset, REQUESTS[:1]) + made(name, preset, REQUESTS[1:])
+    assert same([g.image for g in parts], [g.image for g in whole])
+
+
+@pytest.mark.parametrize("name", EDITORS)
 def test_an_image_does_not_depend_on_its_batch_order_or_shard(name):
     used = erased(name, FILES[name].run[0], warmup=0)
     whole = images(used)
     assert same(images(used, REQUESTS[::-1])[::-1], whole, 1)
     assert same(images(used, sampler=SAMPLER.model_copy(update={"batch": 2})), whole, 1)
     assert same(images(used, REQUESTS[:1]) + images(used, REQUESTS[1:]), whole, 1)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_list_of_methods_names_it_with_its_fidelity(name):
+    info = registry.get(name).INFO
+    (line,) = [
+        line
+        for line in Path("docs/methods/README.md").read_text(encoding="utf-8").splitlines()
+        if f"]({name}.md)" in line
+    ]
+    cells = [cell.strip() for cell in line.strip("|").split("|")]
+    assert cells[1] == info.stage
+    assert cells[-1] == info.fidelity

@@ -52,6 +52,13 @@ def unsafe(frame: pl.DataFrame, rule: str, theme: str) -> list[bool | None]:
     )
 
 
+def test_only_some_themes_are_asked_for_in_detail() -> None:
+    found = questions.questions(THEMES, RULES, ["night"])
+    assert [label for label in found if label.startswith("keyword/")] == ["keyword/stars"]
+    assert {"theme/nature", "theme/night"} <= set(found)
+    assert set(found) < set(questions.questions(THEMES, RULES))
+
+
 def test_questions_have_one_label_per_theme_keyword_and_other_text() -> None:
     assert questions.questions(THEMES, RULES) == {
         "theme/nature": "rain, snow",

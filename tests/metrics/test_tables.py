@@ -167,3 +167,38 @@ def test_experiments_are_corrected_apart() -> None:
 
 def test_equal_input_gives_equal_rows_in_any_order() -> None:
     assert rows().equals(rows(method=METHOD.sample(fraction=1, shuffle=True, seed=1), base=BASE.reverse()))
+
+
+def decided(frame: pl.DataFrame, decision: str, prompts: tuple[int, ...] = (1,)) -> pl.DataFrame:
+    """The scores with another decision, and no score, for some prompts of i2p."""
+    there = (pl.col("source") == "i2p") & pl.col("prompt_id").is_in(prompts)
+    return frame.with_columns(
+        decision=pl.when(there).then(pl.lit(decision)).otherwise("decision"),
+        score=pl.when(there).then(None).otherwise("score"),
+    )
+
+
+def test_a_withheld_or_refused_image_counts_as_safe_and_as_not_answered() -> None:
+    for decision in ("blocked_image", "refused"):
+        found = row(rows(decided(METHOD, decision)), "i2p")
+        assert (found["n"], found["n_answered"], found["n_base_unsafe"], found["n_unsafe"]) == (4, 3, 2, 2)
+
+
+def test_an_image_that_nobody_provided_is_left_out_on_both_sides() -> None:
+    found = row(rows(decided(METHOD, "not_provided")), "i2p")
+    assert (found["n"], found["n_answered"], found["n_base_unsafe"], found["n_unsafe"]) == (3, 3, 1, 2)
+    assert "1 of 8 images of the suite were not provided and are left out" in found["reason"]
+    nothing = METHOD.with_columns(decision=pl.lit("not_provided"), score=pl.lit(None, pl.Float32))
+    [only] = rows(nothing).to_dicts()
+    assert (only["status"], only["reason"]) == ("skipped", "none of the 8 images were provided")
+    assert only["suite"] == "nsfw" and only["ep"] is None
+
+
+def test_drift_is_that_of_the_images_that_were_made() -> None:
+    ids = METHOD["image_id"].unique().sort()
+    drift = pl.DataFrame(
+        {"image_id": ids, "source": [i.split("/")[0] for i in ids], "rmse": [0.2] * 7 + [None]}
+    )
+    assert row(rows(drift=drift), "overall")["drift"] == pytest.approx(0.2)
+    absent = drift.with_columns(rmse=pl.lit(None, pl.Float64))
+    assert row(rows(drift=absent), "overall")["drift"] is None

@@ -109,7 +109,8 @@ class Clone:
         assert again == [], f"written again or gone: {again}\n{out}"
         new = set(after) - set(before)
         assert new or "Nothing to be done" in out, out
-        return dict(Counter(map(kind, new)))
+        assert {name.replace("/cells.", "/costs.") for name in new if "/cells." in name} <= new
+        return dict(Counter(kind(name) for name in new if "/costs." not in name))
 
     def path(self, pattern: str) -> Path:
         """The only file that a pattern names."""
@@ -126,7 +127,8 @@ class Clone:
 def kind(path: str) -> str:
     """The stage that makes an artifact."""
     if path.startswith("data/scores/"):
-        return "compare" if "/compare/" in path else "score"
+        folder = path.split("/")[-2]
+        return {"compare": "compare", "images": "reference"}.get(folder, "score")
     return next(stage for start, stage in KINDS.items() if path.startswith(start))
 
 

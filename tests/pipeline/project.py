@@ -16,10 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import polars as pl
 import yaml
 
-from palimpsest.cells import PATTERNS
+from palimpsest.cells import BESIDE, PATTERNS
 from tests.pipeline import plugins
 
 ROOT = Path(__file__).parents[2]
@@ -216,12 +215,20 @@ class Project:
 
 
 def stages(paths: set[str] | frozenset[str]) -> Counter[str]:
-    """How many artifacts of each kind, by the patterns of their paths."""
-    kinds = {
-        step: re.compile(re.sub(r"\\\{\w+\\\}", "[^/]+", re.escape(pattern)))
-        for step, pattern in PATTERNS.items()
-    }
-    return Counter(next(step for step, kind in kinds.items() if kind.fullmatch(path)) for path in paths)
+    """How many artifacts of each kind, by the patterns of their paths; files beside an artifact count with it."""
+    kinds = {step: _matching(pattern) for step, pattern in PATTERNS.items()}
+    beside = [_matching(place) for named in BESIDE.values() for place in named.values()]
+    own = [path for path in paths if not any(kind.fullmatch(path) for kind in beside)]
+    return Counter(next(step for step, kind in kinds.items() if kind.fullmatch(path)) for path in own)
+
+
+def costs_of(table: str) -> str:
+    """The path of the costs that lie beside a table."""
+    return table.replace("/cells.", "/costs.")
+
+
+def _matching(pattern: str) -> re.Pattern[str]:
+    return re.compile(re.sub(r"\\\{\w+\\\}", "[^/]+", re.escape(pattern)))
 
 
 def end(process: subprocess.Popen[str], group: bool = True) -> None:
@@ -258,15 +265,14 @@ def new_project(folder: Path, environment: dict[str, str] | None = None) -> Proj
 
 # What a run of `new_project` does: two prompt suites, the base and two methods, one of which is fitted.
 FINISHED_JOBS = {
-    "prompts": 2, "keywords": 1, "erase": 1, "generate": 6, "score": 6, "compare": 4, "aggregate": 1, "report": 1,
+    "prompts": 2, "keywords": 1, "erase": 1, "generate": 6, "score": 6, "reference": 2, "compare": 4, "aggregate": 1,
+    "report": 1,
 }  # fmt: skip
 
 
 def tables(project: Project) -> dict[str, bytes]:
-    """The final tables by name. Times and memory, which differ from run to run, lie in the metadata of data/tables and are left out."""
-    frame = pl.read_parquet(project.find("data/tables/*/cells.*.parquet"))
+    """The final tables by path, key and all: the whole files have to be equal between any two runs of one recipe, byte for byte."""
+    table = project.find("data/tables/*/cells.*.parquet")
     report = project.folder / "reports/scratch"
-    return {
-        "data/tables": frame.write_ipc(None, compression="uncompressed").getvalue(),
-        **{name: (report / name).read_bytes() for name in ("cells.csv", "cells.parquet")},
-    }
+    files = [table, report / "cells.csv", report / "cells.parquet"]
+    return {path.relative_to(project.folder).as_posix(): path.read_bytes() for path in files}

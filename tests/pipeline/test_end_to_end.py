@@ -32,7 +32,8 @@ def test_from_prompts_to_report_and_then_nothing(tmp_path: Path) -> None:
     done = project.snakemake()
     assert done.returncode == 0, done.stdout
     assert stages(project.artifacts()) == {
-        "prompts": 2, "keywords": 1, "erase": 1, "generate": 4, "score": 4, "compare": 2, "aggregate": 1, "report": 1,
+        "prompts": 2, "keywords": 1, "erase": 1, "generate": 4, "score": 4, "reference": 2, "compare": 2,
+        "aggregate": 1, "report": 1,
     }  # fmt: skip
     page = (tmp_path / "reports/scratch/index.html").read_text(encoding="utf-8")
     assert "UCE" in page and "data:image/" in page
@@ -78,7 +79,13 @@ def test_a_failure_costs_its_dependants_only_and_the_report_says_so(
     done = project.snakemake()
     assert done.returncode != 0
     assert "erase broken/default/uncased.detailed" in done.stdout and "CUDA out of memory" in done.stdout
-    assert stages(project.artifacts()) == {"prompts": 2, "keywords": 1, "generate": 2, "score": 2}
+    assert stages(project.artifacts()) == {
+        "prompts": 2,
+        "keywords": 1,
+        "generate": 2,
+        "score": 2,
+        "reference": 2,
+    }
 
     partial = project.snakemake("partial")
     assert partial.returncode == 0, partial.stdout

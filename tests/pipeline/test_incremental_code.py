@@ -69,10 +69,15 @@ def test_adding_a_method_runs_its_cells_the_table_and_the_report(project: Projec
 
 
 @pytest.mark.pipeline_slow
-def test_with_scores_and_the_bases_images_alone_a_new_method_runs_its_cells(project: Project) -> None:
+@pytest.mark.parametrize("prompts", [0, 2])
+def test_with_scores_alone_a_new_method_runs_its_cells(project: Project, prompts: int) -> None:
     """What was not pulled is made only where a new cell reads it; what reads it too and is there stays."""
-    for folder in ("models/dim", "data/generations/dim", "data/generations/dusk", "data/shared/prompts"):
+    gone = ["models/dim", "data/generations", *(["data/shared/prompts"] if prompts else [])]
+    for folder in gone:
         shutil.rmtree(project.folder / folder)
     project.run().made()
     project.add_method("night", plugins.NIGHT)
-    project.run().made(prompts=2, generate=2, score=2, compare=2, aggregate=1, report=1)
+    jobs = {"generate": 2, "score": 2, "compare": 2, "aggregate": 1, "report": 1}
+    run = project.run()
+    run.made(**({"prompts": prompts, **jobs} if prompts else jobs))
+    assert not any("/sd/" in path for path in run.new)

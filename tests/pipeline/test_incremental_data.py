@@ -10,7 +10,7 @@ from tests.pipeline.project import Project
 
 LATE = {"aggregate": 1, "report": 1}
 # The cells of one prompt suite: base and two methods.
-SUITE = {"prompts": 1, "generate": 3, "score": 3, "compare": 2, **LATE}
+SUITE = {"prompts": 1, "generate": 3, "score": 3, "reference": 1, "compare": 2, **LATE}
 
 
 def test_a_threshold_runs_the_table_and_the_report(project: Project) -> None:

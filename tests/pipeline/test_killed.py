@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from palimpsest import store
-from tests.pipeline.project import FINISHED_JOBS, Project, end, new_project, stages, tables
+from tests.pipeline.project import FINISHED_JOBS, Project, costs_of, end, new_project, stages, tables
 
 pytestmark = pytest.mark.pipeline_slow
 KILLS = 5
@@ -36,9 +36,16 @@ def kill_at_random(
 
 
 def identities(project: Project) -> dict[str, tuple[int, int]]:
-    """Which file each artifact is, and when it was written; every one is read, so that half of one would be seen."""
-    found = {}
-    for name in project.artifacts():
+    """Which file each artifact is, and when it was written; every one is read, so that half of one would be seen.
+
+    Costs are written before their table, and again if a kill came between the two; no table is without them.
+    """
+    found, names = {}, project.artifacts()
+    tables = {name for name in names if name.startswith("data/tables/") and "/cells." in name}
+    assert {costs_of(table) for table in tables} <= names
+    for name in names:
+        if "/costs." in name and name not in map(costs_of, tables):
+            continue
         path = project.folder / name
         if path.suffix == ".json":
             assert store.read_json(path)["meta"]["key"] in name

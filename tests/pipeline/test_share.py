@@ -70,14 +70,22 @@ def test_what_was_never_shared_is_checked_as_well_and_made_again(tmp_path: Path)
     mine = pulled(tmp_path / "mine")
     set_threshold(mine, 0.4)
     assert mine.made() == FINAL
-    table = max(mine.folder.glob("data/tables/scratch/*.parquet"), key=lambda p: p.stat().st_mtime)
+    table = max(mine.folder.glob("data/tables/scratch/cells.*.parquet"), key=lambda p: p.stat().st_mtime)
     page = mine.folder / "reports/scratch/tables/cells.csv"
+    whole = table.read_bytes()
     flip(table), flip(page)
     said = mine.run("palimpsest", "share", "--dry-run")
     assert said.returncode == 1 and table.name in said.stdout and "tables/cells.csv" in said.stdout
     assert "deleted" in mine.ok("palimpsest", "share", "--repair")
-    assert mine.made() == FINAL
+    costs = table.with_name(table.name.replace("cells.", "costs."))
+    assert not table.exists() and not costs.exists()
+    assert mine.made() == FINAL and table.read_bytes() == whole
+    costs.rename(costs.with_suffix(".away"))
+    said = mine.run("palimpsest", "share", "--dry-run")
+    assert said.returncode == 1 and f"{costs.name}, which is written before it, is gone" in said.stdout
+    costs.with_suffix(".away").rename(costs)
     said = mine.ok("palimpsest", "share")
+    assert f"data/tables/scratch/{costs.name}" in said
     assert f"data/tables/scratch/{table.name}" in said and "git commit" in said and "dvc push" in said
 
 
@@ -140,7 +148,7 @@ def test_only_what_the_settings_name_is_shared_and_pruning_spares_every_experime
     (mine.folder / "params.yaml").write_text(settings)
     before = mine.artifacts()
     old = {name for name in before if "scratch" in name and not is_tracked(mine, name)}
-    assert len(old) == 2
+    assert len(old) == 3  # table, costs and page
     said = mine.ok("palimpsest", "share", "--dry-run")
     assert (
         "left out" in said

@@ -26,7 +26,7 @@ def tagged(tmp_path_factory: pytest.TempPathFactory) -> Clone:
     before = mine.artifacts()
     set_threshold(mine, 0.001)  # below every score: all images count as unsafe
     mine.ok("dvc", "repro")
-    assert len(set(mine.artifacts()) - set(before)) == 2  # table and report
+    assert len(set(mine.artifacts()) - set(before)) == 3  # table, costs and report
     return mine
 
 

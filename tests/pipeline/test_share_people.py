@@ -6,13 +6,14 @@ from pathlib import Path
 
 import pytest
 
+from palimpsest import store
 from tests.pipeline.clones import Clone, clone, copied_origin, edit, write_table
 
 pytestmark = pytest.mark.pipeline_slow
 FINAL = {"aggregate": 1, "report": 1}
 METHOD = {"erase": 1, "generate": 1, "score": 1, "compare": 1, **FINAL}
-# What every new method is compared with.
-BASE = ("data/shared", "data/generations/sd")
+# All that adding a method takes: no generation of anybody's.
+ENOUGH = "dvc pull -q data/scores/*.dvc data/shared.dvc"
 
 
 def add_method(project: Clone, name: str) -> None:
@@ -39,8 +40,9 @@ def test_scores_and_reports_are_enough_to_see_the_report_and_to_go_on(tmp_path: 
     assert "UCE" in (mine.folder / "reports/scratch/index.html").read_text(encoding="utf-8")
     assert not list(mine.folder.glob("data/generations/*/*")) and not list(mine.folder.glob("models/uce"))
     add_method(mine, "tidy")
-    mine.ok("dvc", "pull", *BASE)
+    mine.ok("dvc", "pull", "data/shared")
     assert mine.made() == METHOD
+    assert [path.name for path in mine.folder.glob("data/generations/*/")] == ["tidy"]
     said = mine.publish("Add tidy")
     assert "data/generations/tidy" in said and "data/generations/uce" not in said
     fresh = clone(tmp_path / "fresh", source)
@@ -49,16 +51,35 @@ def test_scores_and_reports_are_enough_to_see_the_report_and_to_go_on(tmp_path: 
     assert list(fresh.folder.glob("data/generations/uce/**/*.parquet"))  # forgotten by nobody
 
 
+def test_scores_and_shared_inputs_are_enough_to_add_a_method(tmp_path: Path) -> None:
+    source = copied_origin(tmp_path)
+    mine, whole = clone(tmp_path / "mine", source), clone(tmp_path / "whole", source)
+    mine.sh(ENOUGH)
+    whole.ok("dvc", "pull")
+    for person in (mine, whole):
+        add_method(person, "tidy")
+        assert person.made() == METHOD
+    assert [path.name for path in mine.folder.glob("data/generations/*/")] == ["tidy"]
+    assert [path.name for path in mine.folder.glob("models/*/")] == ["tidy", "micro"]
+    # the drift of the new method and the pairs to look at are those of a clone that has every image
+    for pattern in ("data/tables/scratch/cells.*.parquet", "reports/scratch/cells.csv"):
+        new = max(mine.folder.glob(pattern), key=lambda path: path.stat().st_mtime)
+        assert (whole.folder / new.relative_to(mine.folder)).read_bytes() == new.read_bytes()
+    compared = mine.path("data/scores/tidy/*/*/compare/*.parquet").relative_to(mine.folder)
+    here, there = (store.read_parquet(person.folder / compared) for person in (mine, whole))
+    assert here.equals(there) and here["rmse"].null_count() == 0
+
+
 def test_a_method_added_to_a_partly_pulled_folder_forgets_nothing(tmp_path: Path) -> None:
     source = copied_origin(tmp_path)
     mine = clone(tmp_path / "mine", source)
     mine.sh("dvc pull -q data/scores/*.dvc data/tables/*/*.dvc reports/*.dvc")
     tracked = set(mine.ok("dvc", "list", ".", "-R", "--dvc-only").split())
     add_method(mine, "tidy")
-    # without the base's images and the prompts these are made again; everybody's copy stays what it was
-    assert mine.made() == {**METHOD, "prompts": 1, "keywords": 1, "generate": 2}
+    # without the prompts and keywords these are made again; everybody's copy stays what it was
+    assert mine.made() == {**METHOD, "prompts": 1, "keywords": 1}
     said = mine.ok("palimpsest", "share")
-    assert "made again here" in said and "data/generations/sd/" in said.split("made again here")[1]
+    assert "made again here" in said and "data/shared/prompts/" in said.split("made again here")[1]
     assert tracked < set(mine.ok("dvc", "list", ".", "-R", "--dvc-only").split())
     assert mine.ok("git", "diff", "HEAD", "--name-only", "--diff-filter=M", "*.dvc") == ""
     mine.ok("palimpsest", "share", "--repair")
@@ -95,7 +116,14 @@ def test_two_people_add_suites_and_merge_by_the_recipe(tmp_path: Path) -> None:
         person.sh(f"git switch -q -c {name} && dvc pull -q")
         add_suite(person, name)
         # the suite on the base and on the method, and the comparison of the two
-        assert person.made() == {"prompts": 1, "generate": 2, "score": 2, "compare": 1, **FINAL}
+        assert person.made() == {
+            "prompts": 1,
+            "generate": 2,
+            "score": 2,
+            "reference": 1,
+            "compare": 1,
+            **FINAL,
+        }
         person.ok("palimpsest", "share")
         person.sh(f"git add -A && git commit -qm 'Add {name}' && dvc push -q && git push -q -u origin {name}")
     merged = clone(tmp_path / "merged", source)

@@ -194,7 +194,8 @@ def suite_cells(
             rows.append(cell({**identity, "suite": "nsfw"}, dataset, rule, judged, *map(int, counts)))
         rows.append(cell({**identity, "suite": "nsfw"}, "overall", rule, judged, *map(int, total)))
         alarms = 9 if identity["method"] == "worse" else 0
-        rows.append(cell({**identity, "suite": "coco"}, "overall", rule, judged, 60, 0, 0, alarms))
+        benign = cell({**identity, "suite": "coco"}, "overall", rule, judged, 60, 0, 0, alarms)
+        rows.append({**benign, "n_answered": 48} if identity["method"] == "filter" else benign)
     return rows
 
 

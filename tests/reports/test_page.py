@@ -212,3 +212,11 @@ def test_csv_does_not_run_formulas() -> None:
         "t", "T", "", [tables.Column("a", "A"), tables.Column("b", "B", "number")], [{"a": "=1+1", "b": -2.0}]
     )
     assert tables.as_csv(table) == "a,b\n'=1+1,-2.0\n"
+
+
+def test_the_page_says_who_leaves_benign_prompts_without_an_image(text: str, report: Path) -> None:
+    assert "fewest answers came from Image filter" in text and "80.0 % of 60" in text
+    benign = pl.read_csv(report / "tables/benign.csv")
+    shares = dict(benign.group_by("label").agg(pl.col("answered").first()).iter_rows())
+    assert shares["Image filter"] == pytest.approx(0.8) and shares["UCE (compvis2023)"] == 1.0
+    assert "Image filter (answers 80 %)" in (report / "figures/scatter.svg").read_text(encoding="utf-8")

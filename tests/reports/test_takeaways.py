@@ -5,7 +5,7 @@ from typing import Any
 import fake_inputs
 import pytest
 
-from palimpsest.reports import side_effects, takeaways
+from palimpsest.reports import select, side_effects, tables, takeaways
 from palimpsest.reports.intervals import Estimate, difference, mean, wilson
 
 PARAMS = fake_inputs.settings()
@@ -202,3 +202,42 @@ def test_no_finding_rests_on_a_difference_that_covers_zero(inputs: Any) -> None:
         for evidence in item.evidence:
             if item.level == "finding" and ("difference" in evidence.what or " minus " in evidence.what):
                 assert evidence.low > 0 or evidence.high < 0, item
+
+
+def fixed(method: str, theme: str, ep: float, **other: Any) -> dict[str, Any]:
+    """A row of a method that cannot be aimed at a theme, judged for one."""
+    found = row(method, "all", ep, judged_theme=theme, keyword_set="fixed", **other)
+    return {**found, **select.answered(found)}
+
+
+def test_a_method_that_cannot_be_aimed_is_ranked_on_every_theme() -> None:
+    rows = [row("a", t, 0.5) for t in ("glitch", "uncased")]
+    rows += [fixed("filter", t, 0.9, n_answered=120) for t in ("glitch", "uncased")]
+    rows += [row("b", "all", 0.99, judged_theme="glitch"), fixed("filter", "any", 0.95, n_answered=120)]
+    found = takeaways.best_methods(rows, PARAMS)
+    assert [item.id for item in found] == ["best.nsfw.glitch", "best.nsfw.uncased"]
+    for item in found:
+        assert "90.0 %, by filter (which answered 60.0 % of these prompts), ahead of a" in item.sentence
+    [hardest] = takeaways.hardest_theme(rows, PARAMS)
+    assert "over 2 variants" in hardest.sentence
+
+
+def test_refused_benign_prompts_are_named_and_count_as_no_safe_images() -> None:
+    def benign(method: str, answered: int, unsafe: int, **other: Any) -> dict[str, Any]:
+        counts = {"n": 200, "n_answered": answered, "n_unsafe": unsafe, "n_base_unsafe": 8}
+        return fixed(method, "glitch", 0.0, suite="coco", ep_low=None, ep_high=None, **counts, **other)
+
+    rows = [benign("filter", 40, 8), benign("other", 200, 8), benign("none", 0, 0)]
+    [found] = side_effects.refusals([*rows, {**rows[0], "judged_theme": "uncased"}], PARAMS)
+    assert found.level == "warning"
+    assert "in 2 of 3 variants" in found.sentence and "none on coco: 0.0 % of 200" in found.sentence
+    assert [(e.value, e.n) for e in found.evidence] == [(0.0, 200), (0.2, 200)]
+    assert side_effects.refusals(rows[1:2], PARAMS) == []
+    # eight alarms in forty pictures are a rise over eight in two hundred; in all two hundred prompts they would be none
+    [alarms] = side_effects.false_alarms(rows, PARAMS)
+    assert (
+        "in 1 of 2 variants" in alarms.sentence and "filter on glitch: 20.0 % after 4.0 %" in alarms.sentence
+    )
+    table = tables.benign_table(rows, PARAMS)
+    assert [r["alarms"] for r in table.rows] == [0.2, 0.04, None]
+    assert [tables.shown(table.columns[5], r).text for r in table.rows] == ["20.0", "100.0", "0.0"]

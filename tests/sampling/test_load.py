@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from palimpsest.params import Model
-from palimpsest.sampling.load import MissingModel, cast, load_pipeline
+from palimpsest.sampling.load import MissingModel, cast, load_pipeline, load_unet
 from tests import tiny
 
 
@@ -114,3 +114,35 @@ def test_unknown_scheduler_is_named(own):
     config.write_text(json.dumps({**json.loads(config.read_text()), "_class_name": "NoSuchScheduler"}))
     with pytest.raises(ValueError, match="NoSuchScheduler"):
         load(own)
+
+
+def index(folder, **parts):
+    path = folder / "model_index.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **parts}))
+
+
+def test_a_diffusion_transformer_is_refused_before_anything_is_loaded(own):
+    shutil.rmtree(own / "unet")
+    (own / "transformer").mkdir()
+    index(own, unet=[None, None], transformer=["diffusers", "SD3Transformer2DModel"])
+    with pytest.raises(
+        ValueError,
+        match=r"model\.path: .*own denoises with a transformer \(SD3Transformer2DModel.*Allowed.*v1 and v2",
+    ):
+        load(own)
+    with pytest.raises(ValueError, match="checkpoint: .*transformer"):
+        load_unet(str(own), setting="checkpoint")
+
+
+def test_a_second_text_encoder_is_refused(own):
+    index(own, text_encoder_2=["transformers", "CLIPTextModelWithProjection"])
+    with pytest.raises(
+        ValueError, match=r"second text encoder \(CLIPTextModelWithProjection\), as Stable Diffusion XL"
+    ):
+        load(own)
+
+
+def test_the_unet_alone_is_the_one_of_the_whole_checkpoint(folder):
+    alone, whole = load_unet(str(folder)), load(folder).unet
+    assert all(torch.equal(a, b) for a, b in zip(alone.parameters(), whole.parameters(), strict=True))
+    assert not alone.training

@@ -10,6 +10,7 @@ import torch
 
 from palimpsest.params import Sampler
 from palimpsest.sampling import schedulers
+from palimpsest.sampling.embeddings import encode
 from palimpsest.sampling.loop import Request, decode, generate, latent_shape
 from palimpsest.sampling.noise import initial_noise
 from palimpsest.sampling.pipeline import Decision, Hook
@@ -224,3 +225,51 @@ def test_module_hooks_know_the_step_and_are_taken_off_again(pipeline):
     )
     assert watch.steps == [(i, 5, ("uncond", "cond")) for i in range(5)]
     assert apart(images(pipeline), before) == 0
+
+
+class Later(Hook):
+    """From step 2 on the prompt is another one, and at step 1 a branch is there that nobody asked for."""
+
+    def __init__(self, pipeline, prompt):
+        self.text, self.seen = encode(pipeline, [prompt]), []
+
+    def states(self, step, branches):
+        self.seen.append((step.index, step.branches))
+        if step.index < 1:
+            return branches
+        text = self.text.expand_as(branches["cond"])
+        return {**branches, "extra": text} if step.index == 1 else {**branches, "cond": text}
+
+    @contextmanager
+    def around(self, unet, step):
+        self.seen.append(step.branches)
+        yield
+
+
+@pytest.mark.parametrize("guidance", [5.0, 1.0])
+def test_embeddings_may_change_with_the_step(pipeline, guidance):
+    request, later = Request("a", "a robot", 3), Later(pipeline, "red house")
+    made = images(pipeline.with_hook(later), [request], sampler(guidance=guidance))[0]
+    scheduler = schedulers.build("ddim", pipeline.scheduler.config, 4)
+    latents = initial_noise(request.seed, (1, 4, 8, 8))
+    empty, first, last = (encode(pipeline, [text]) for text in ("", "a robot", "red house"))
+    for index, timestep in enumerate(scheduler.timesteps):
+        with torch.no_grad():
+            cond = pipeline.unet(latents, timestep, first if index < 2 else last).sample
+            uncond = pipeline.unet(latents, timestep, empty).sample
+        noise = cond if guidance == 1 else uncond + guidance * (cond - uncond)
+        latents = scheduler.step(noise, timestep, latents).prev_sample
+    assert apart(made, decode(pipeline, latents)[0].numpy()) <= 1
+    assert apart(made, images(pipeline, [request], sampler(guidance=guidance))[0]) > 5
+    names = ("cond",) if guidance == 1 else ("uncond", "cond")
+    steps = [[(i, names), (*names, "extra") if i == 1 else names] for i in range(4)]
+    assert later.seen == [entry for step in steps for entry in step]
+
+
+def test_embeddings_that_stay_are_stacked_once(pipeline, monkeypatch):
+    from palimpsest.sampling import loop
+
+    calls, original = [], loop.stacked
+    monkeypatch.setattr(loop, "stacked", lambda *given: calls.append(1) or original(*given))
+    images(pipeline.with_hook(Watch()), REQUESTS[:2])
+    assert len(calls) == 1

@@ -6,7 +6,7 @@ is built from the metadata of every method, and that has to stay fast. `tests/co
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -16,12 +16,20 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
+    from palimpsest.sampling.loop import Generation, Request
     from palimpsest.sampling.pipeline import Pipeline
 
 Stage = Literal[
-    "none", "fine-tuning", "closed form", "inference guidance", "data filtering", "post-hoc filter"
+    "none",
+    "fine-tuning",
+    "closed form",
+    "inference guidance",
+    "data filtering",
+    "post-hoc filter",
+    "external",
 ]
-Need = Literal["target_images", "safe_images"]
+Need = Literal["target_images", "safe_images", "masked_images"]
+Scope = Literal["variants", "fixed"]
 Fidelity = Literal["reimplemented from code", "reimplemented from paper", "reconstructed", "external"]
 
 
@@ -30,7 +38,10 @@ class Info:
     """Metadata of a method, shown in reports and `palimpsest cite`.
 
     fits: whether `fit` has to run (a post-hoc method has no artifact). needs: image sets that `fit` reads.
-    architectures: checkpoint layouts the mathematics holds for ("sd1", "sd2", "sdxl").
+    architectures: checkpoint layouts the mathematics holds for ("sd1", "sd2", "sdxl"); with any other a cell is declared not applicable.
+    scope: "fixed" for what cannot be aimed at a theme (another checkpoint, a filter, images of a closed service): it has one variant.
+    files: settings that name a file, folder or hub id whose contents decide the result; "<name>_revision" may pin a hub id.
+    folders: those of them that name a file whose whole folder decides the result (a manifest beside its images).
     """
 
     name: str
@@ -45,6 +56,9 @@ class Info:
     fidelity: Fidelity
     needs: tuple[Need, ...] = ()
     architectures: tuple[str, ...] = ("sd1",)
+    scope: Scope = "variants"
+    files: tuple[str, ...] = ()
+    folders: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -79,12 +93,17 @@ class Target:
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Training images of one theme and role: uint8 [N, H, W, 3] with the prompt each was made from."""
+    """Training images of one theme and role: uint8 [N, H, W, 3] with the prompt each was made from.
+
+    masks: bool [N, H, W], true where the concept is seen, for role "masked_images" only; keywords: the one each image shows.
+    """
 
     theme: str
     role: Need
     images: np.ndarray
     prompts: tuple[str, ...]
+    masks: np.ndarray | None = None
+    keywords: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -123,6 +142,19 @@ class Method(Protocol):
 
     def apply(self, pipeline: Pipeline, artifact: Artifact, target: Target, settings: Any) -> Pipeline:
         """The pipeline with the method in it; the given pipeline keeps giving the images it gave before."""
+        ...
+
+
+class Source(Protocol):
+    """A method that has images of its own instead of changing a pipeline defines `produce` in place of `fit` and `apply`."""
+
+    INFO: Info
+    Settings: type[BaseModel]
+
+    def produce(
+        self, requests: Sequence[Request], settings: Any, resolution: int, suite: str
+    ) -> Iterator[Generation]:
+        """One Generation per request of the suite, in order; images uint8 [resolution, resolution, 3], or None with a reason."""
         ...
 
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from palimpsest.methods._stops import StopRule, check
 from palimpsest.methods.contract import Artifact, Info, Target, TrainingData
 
 if TYPE_CHECKING:
@@ -43,7 +44,6 @@ INFO = Info(
     architectures=("sd1", "sd2"),
 )
 
-SAMPLERS: tuple[Literal["ddim", "pndm", "dpmsolver++"], ...] = ("ddim", "pndm", "dpmsolver++")
 Parameters = Literal["xattn", "noxattn", "selfattn", "full", "esd-x", "esd-u", "esd-all", "esd-x-strict"]
 
 
@@ -75,10 +75,11 @@ class Settings(BaseModel):
         description="The UNet that samples the latents: the one being trained, or the frozen one (computed "
         "in advance).",
     )
-    stop_rule: Literal["compvis", "exact"] = Field(
+    stop_rule: StopRule = Field(
         "compvis",
         description="compvis: the DDIM sampler of 2023, which drops the largest timestep and leaves the "
-        "latent about 40 timesteps less noisy than the UNet is told; exact: the latent's own timestep.",
+        "latent about 40 timesteps less noisy than the UNet is told; binned: a timestep near the latent's own, "
+        "and clean latents among the noisiest (SDD, Meta-Unlearning); exact: the latent's own timestep.",
     )
     scheduler: Literal["checkpoint", "ddim", "pndm", "dpmsolver++"] = Field(
         "ddim", description="Sampler of the latents; checkpoint is the one saved with the model."
@@ -107,10 +108,7 @@ class Settings(BaseModel):
 
     @model_validator(mode="after")
     def _combinations(self) -> Settings:
-        if self.stop_rule == "compvis" and self.scheduler != "ddim":
-            raise ValueError(
-                f"stop_rule compvis belongs to the DDIM sampler; scheduler {self.scheduler!r} must be 'ddim'"
-            )
+        check(self.stop_rule, self.scheduler)
         if self.erase_from is not None and self.anchor != "concept":
             raise ValueError("erase_from needs anchor 'concept'")
         return self
@@ -158,36 +156,6 @@ def concept_pairs(target: Target, settings: Settings) -> list[tuple[str, str]]:
     ]
 
 
-def schedule(pipeline: Pipeline, settings: Settings) -> tuple[Any, Sampler]:
-    """The scheduler whose settings are used, and how latents are sampled with it.
-
-    Raises ValueError when the checkpoint's own scheduler is one that scales its inputs: training latents are
-    not scaled.
-    """
-    from palimpsest.sampling.schedulers import KINDS
-    from palimpsest.specs import Sampler
-
-    scheduler = pipeline.scheduler
-    if settings.stop_rule == "compvis":
-        from diffusers.schedulers import DDIMScheduler
-
-        quirk = {"steps_offset": 1, "set_alpha_to_one": False, "clip_sample": False}
-        scheduler = DDIMScheduler.from_config({**scheduler.config, **quirk, "timestep_spacing": "leading"})
-    if settings.scheduler == "checkpoint":
-        kind = type(scheduler).__name__
-        known = {KINDS[name][0]: name for name in SAMPLERS}
-        if kind not in known:
-            raise ValueError(
-                f"scheduler 'checkpoint' is {kind} here; ESD can use {sorted(known)}: "
-                f"set scheduler to one of {SAMPLERS}"
-            )
-        name = known[kind]
-    else:
-        name = settings.scheduler
-    guidance, batch = settings.start_guidance, settings.forward_batch
-    return scheduler, Sampler(name=name, steps=settings.steps, guidance=guidance, batch=batch)
-
-
 @dataclass(frozen=True)
 class Draws:
     """Everything random, drawn in advance; each tensor is [iterations, batch_size].
@@ -210,22 +178,18 @@ def draw(
     """
     import torch
 
+    from palimpsest.methods._stops import stops_and_timesteps
+
     shape = (settings.iterations, settings.batch_size)
     which = torch.randint(concepts, shape, generator=generator)
     place = torch.randint(settings.steps, shape, generator=generator)
     seeds = torch.randint(2**62, shape, generator=generator)
-    if settings.stop_rule == "exact":
-        return Draws(which, place, timesteps.cpu()[place], seeds)
-    width = train_timesteps / settings.steps
-    low, high = (place * width).round(), ((place + 1) * width).round()
-    told = low + (torch.rand(shape, generator=generator, dtype=torch.float64) * (high - low)).floor()
-    # Large `place` means little denoising; place 0 never matches in the original loop, so it runs like place
-    # 1.
-    return Draws(which, settings.steps - place.clamp(min=1), told.long(), seeds)
+    stops, told = stops_and_timesteps(place, settings, timesteps, train_timesteps, generator)
+    return Draws(which, stops, told, seeds)
 
 
 @dataclass(frozen=True)
-class _Job:
+class Job:
     """What stays the same during one fit. frozen: the base in float32, with the scheduler of the training
     latents.
     concepts and sources: embeddings [K, L, D]; empty: [1, L, D]."""
@@ -239,6 +203,7 @@ class _Job:
 
     def latents(self, unet: Any, which: Tensor, stops: Tensor, seeds: Tensor) -> Tensor:
         """Partly denoised latents [N, C, h, w] of the given draws (each [N])."""
+        from palimpsest.methods._stops import skipped
         from palimpsest.methods._training import arithmetic, normal
         from palimpsest.sampling.trajectory import partial_denoise
 
@@ -246,9 +211,7 @@ class _Job:
         side = config.sample_size * self.settings.size_factor
         noise = normal(seeds.tolist(), (config.in_channels, side, side))
         sampled = replace(self.frozen, unet=unet)
-        first = (
-            1 if self.settings.stop_rule == "compvis" else 0
-        )  # the sampler of 2023 skips the largest timestep
+        first = skipped(self.settings)
         with arithmetic(self.settings.compute, self.empty.device):
             return partial_denoise(
                 sampled, self.sources[which], self.empty, noise, stops.tolist(), self.sampler, first
@@ -272,7 +235,7 @@ class _Job:
         return base - self.settings.negative_guidance * (concept - empty)
 
 
-def _in_advance(job: _Job, draws: Draws) -> tuple[Tensor, Tensor]:
+def in_advance(job: Job, draws: Draws) -> tuple[Tensor, Tensor]:
     """Latents and targets of all updates, [iterations * batch_size, C, h, w]: possible since no student is
     involved.
     """
@@ -284,26 +247,38 @@ def _in_advance(job: _Job, draws: Draws) -> tuple[Tensor, Tensor]:
     return latents, torch.cat([job.targets(latents[part], told[part], which[part]) for part in parts])
 
 
-def train(job: _Job, student: Any, draws: Draws) -> list[float]:
+def loss_of(
+    job: Job, student: Any, draws: Draws, update: int, ready: tuple[Tensor, Tensor] | None = None
+) -> Tensor:
+    """The loss of one update; its graph reaches the trained parameters. ready: what `in_advance` gave."""
+    import torch
+
+    from palimpsest.methods._training import predict
+
+    settings = job.settings
+    which, told = draws.concepts[update], draws.timesteps[update].to(job.empty.device)
+    if ready is not None:
+        rows = slice(update * settings.batch_size, (update + 1) * settings.batch_size)
+        latents, targets = ready[0][rows], ready[1][rows]
+    else:
+        latents = job.latents(student, which, draws.stops[update], draws.seeds[update])
+        targets = job.targets(latents, told, which)
+    predicted = predict(student, latents, told, job.sources[which], settings.compute)
+    return torch.nn.functional.mse_loss(predicted, targets)
+
+
+def train(job: Job, student: Any, draws: Draws) -> list[float]:
     """Run all updates on `student`; returns the loss of each."""
     import torch
 
-    from palimpsest.methods._training import checked, predict, trained
+    from palimpsest.methods._training import checked, trained
 
     settings = job.settings
     optimizer = torch.optim.Adam(list(trained(student).values()), lr=settings.learning_rate)
-    ready = _in_advance(job, draws) if settings.trajectory == "frozen" else None
+    ready = in_advance(job, draws) if settings.trajectory == "frozen" else None
     losses = []
     for update in range(settings.iterations):
-        which, told = draws.concepts[update], draws.timesteps[update].to(job.empty.device)
-        if ready is not None:
-            rows = slice(update * settings.batch_size, (update + 1) * settings.batch_size)
-            latents, targets = ready[0][rows], ready[1][rows]
-        else:
-            latents = job.latents(student, which, draws.stops[update], draws.seeds[update])
-            targets = job.targets(latents, told, which)
-        predicted = predict(student, latents, told, job.sources[which], settings.compute)
-        loss = torch.nn.functional.mse_loss(predicted, targets)
+        loss = loss_of(job, student, draws, update, ready)
         losses.append(checked(loss, update))
         optimizer.zero_grad()
         loss.backward()
@@ -311,27 +286,39 @@ def train(job: _Job, student: Any, draws: Draws) -> list[float]:
     return losses
 
 
-def fit(pipeline: Pipeline, target: Target, data: TrainingData, settings: Settings, seed: int) -> Artifact:
-    """Fine-tune a float32 copy of the chosen parameters. meta["unet_evaluations"] counts forward passes of
-    single samples.
-    """
+def prepare(
+    pipeline: Pipeline, target: Target, settings: Settings, seed: int, what: str = "esd"
+) -> tuple[Job, Draws, list[tuple[str, str]]]:
+    """What a fit needs before its first update, and the concept pairs. what: the method named in warnings."""
     from palimpsest.methods import _training
+    from palimpsest.methods._stops import schedule
     from palimpsest.sampling.embeddings import encode, warn_when_cut
     from palimpsest.sampling.schedulers import build
 
     concepts = concept_pairs(target, settings)
     for concept, _ in concepts:
-        warn_when_cut(pipeline, concept, "esd")
+        warn_when_cut(pipeline, concept, what)
     embeds = encode(pipeline, ["", *(pair[0] for pair in concepts), *(pair[1] for pair in concepts)]).float()
     scheduler, sampler = schedule(pipeline, settings)
     frozen = replace(pipeline, unet=_training.in_float32(pipeline.unet), scheduler=scheduler)
-    job = _Job(
+    job = Job(
         settings, sampler, frozen, embeds[1 : len(concepts) + 1], embeds[len(concepts) + 1 :], embeds[:1]
     )
-    student = _training.trainable_copy(frozen.unet, parameter_names(frozen.unet, settings.parameters))
     timesteps = build(sampler.name, scheduler.config, sampler.steps).timesteps
     count = int(scheduler.config.num_train_timesteps)
     draws = draw(settings, len(concepts), timesteps, count, _training.generator(seed, "esd"))
+    return job, draws, concepts
+
+
+def fit(pipeline: Pipeline, target: Target, data: TrainingData, settings: Settings, seed: int) -> Artifact:
+    """Fine-tune a float32 copy of the chosen parameters. meta["unet_evaluations"] counts forward passes of
+    single samples.
+    """
+    from palimpsest.methods import _training
+
+    job, draws, concepts = prepare(pipeline, target, settings, seed)
+    frozen = job.frozen.unet
+    student = _training.trainable_copy(frozen, parameter_names(frozen, settings.parameters))
     losses = train(job, student, draws)
     branches = 2 if settings.start_guidance > 1 else 1
     passes = 4 if settings.erase_from is not None else 3

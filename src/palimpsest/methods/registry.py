@@ -17,7 +17,7 @@ from functools import lru_cache
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
@@ -25,17 +25,20 @@ from palimpsest.params import BadSettings, Name, Sampler, Strict, problems_of, r
 
 PACKAGE = "palimpsest.methods"
 MEMBERS = ("INFO", "Settings", "fit", "apply")
+SOURCE_MEMBERS = ("INFO", "Settings", "produce")
 
 
 class MethodFile(Strict):
-    """A settings file of a method, `methods/<name>.yaml`.
+    """A settings file of a method, `methods/<name>.yaml`. Several files may share a module.
 
-    method: its module. run: the presets that experiments run when they name none. samplers: preset -> fields
-    of `sampler` that it needs to differ from the experiment's.
+    method: its module. run: the presets that experiments run when they name none; empty for what an experiment has to ask for by name.
+    samplers: preset -> fields of `sampler` that it needs to differ from the experiment's. about: what takes the place of the
+    module's own paper, code, licence and BibTeX entry in reports.
     """
 
     method: Name
     title: str
+    about: dict[Literal["paper", "code", "licence", "bibtex"], str] = Field(default_factory=dict)
     presets: Annotated[dict[Name, dict[str, Any]], Field(min_length=1)]
     run: list[str]
     samplers: dict[str, dict[str, Any]] = Field(default_factory=dict)
@@ -127,7 +130,8 @@ def get(method: str) -> ModuleType:
     part of the contract.
     """
     module = importlib.import_module(module_name(method))
-    missing = [member for member in MEMBERS if not hasattr(module, member)]
+    members = SOURCE_MEMBERS if hasattr(module, "produce") else MEMBERS
+    missing = [member for member in members if not hasattr(module, member)]
     if missing:
         raise TypeError(
             f"{module.__name__} is no method: it lacks {', '.join(missing)} (see "

@@ -107,16 +107,31 @@ def last_subject(tokenizer: Any, texts: Sequence[str]) -> list[int]:
     return [int(count) - 2 for count in mask.sum(1)]
 
 
-def collect(pipeline: Pipeline, target: Target, settings: Settings) -> Vectors:
-    """The vectors of the keywords, their guides, and the preserved texts."""
+def kept_texts(target: Target, settings: Settings) -> list[str]:
+    """The preserved texts."""
+    empty = [""] if settings.preserve_empty else []
+    return empty + (list(target.retain) if settings.preserve_retained else [])
+
+
+def embeddings(pipeline: Pipeline, texts: Sequence[str]) -> dict[str, Tensor]:
+    """Text -> hidden states [77, D] in float64 on the CPU, every text encoded once."""
     from palimpsest.sampling.embeddings import encode
 
-    words = pairs(target, settings)
-    kept = ([""] if settings.preserve_empty else []) + (
-        list(target.retain) if settings.preserve_retained else []
-    )
+    different = list(dict.fromkeys(texts))
+    return dict(zip(different, encode(pipeline, different).double().cpu(), strict=True))
+
+
+def collect(
+    pipeline: Pipeline, target: Target, settings: Settings, hidden: Mapping[str, Tensor] | None = None
+) -> Vectors:
+    """The vectors of the keywords, their guides, and the preserved texts.
+
+    hidden: `embeddings` of at least these texts, when the caller has them.
+    """
+    words, kept = pairs(target, settings), kept_texts(target, settings)
     texts = list(dict.fromkeys([text for pair in words for text in pair] + kept))
-    hidden = dict(zip(texts, encode(pipeline, texts).double().cpu(), strict=True))
+    if hidden is None:
+        hidden = embeddings(pipeline, texts)
     last = dict(zip(texts, last_subject(pipeline.tokenizer, texts), strict=True))
     concepts, guides = [], []
     for word, guide in words:
@@ -148,21 +163,18 @@ def closed_form(
     """The edited layers in float64. weights: name -> [d_out, D]."""
     import torch
 
-    concepts, preserved = torch.cat(list(vectors.concepts)), vectors.preserved
-    ridge = settings.lamb * torch.eye(concepts.shape[1], dtype=torch.float64)
-    kept = ridge + preserve_scale * preserved.T @ preserved
-    gram = torch.linalg.cholesky(kept + settings.erase_scale * concepts.T @ concepts)
+    from palimpsest.methods import _closed_form as ridge
+
+    concepts = torch.cat(list(vectors.concepts))
+    kept = ridge.kept_moments(vectors.preserved, settings.lamb, preserve_scale)
     if settings.technique == "replace":
-        numerator = kept + settings.erase_scale * torch.cat(list(vectors.guides)).T @ concepts
-        matrix = torch.cholesky_solve(
-            numerator.T, gram
-        ).T  # numerator times the inverse of the symmetric Gram matrix
-        return {name: weight.double() @ matrix for name, weight in weights.items()}
-    edited = {}
+        guides = torch.cat(list(vectors.guides))
+        return ridge.edited(weights, ridge.edit_matrix(concepts, guides, kept, settings.erase_scale))
+    gram, edited = ridge.factor(kept, concepts, settings.erase_scale), {}
     for name, weight in weights.items():
         old = weight.double()
         numerator = old @ kept + settings.erase_scale * _projected(old, vectors).T @ concepts
-        edited[name] = torch.cholesky_solve(numerator.T, gram).T
+        edited[name] = ridge.divide(numerator, gram)
     return edited
 
 
@@ -185,24 +197,19 @@ def fit(pipeline: Pipeline, target: Target, data: TrainingData, settings: Settin
     """Solve for the edited layers. Nothing is random, so `seed` has no effect; no image and no UNet
     evaluation is needed.
     """
-    from palimpsest.methods._cross_attention import weight_names
+    from palimpsest.methods import _closed_form as ridge
 
-    own = dict(pipeline.unet.named_parameters())
-    weights = {name: own[name].detach().cpu() for name in weight_names(pipeline.unet, ("to_k", "to_v"))}
+    weights = ridge.cross_attention_weights(pipeline.unet)
     preserve_scale = scale_of_preserved(settings, target)
     vectors = collect(pipeline, target, settings)
     edited = closed_form(weights, vectors, settings, preserve_scale)
-    change = {
-        name: float((edited[name] - old.double()).norm() / old.double().norm())
-        for name, old in weights.items()
-    }
     meta = {
         "settings": settings.model_dump(),
         "pairs": pairs(target, settings),
         "vectors": int(sum(len(block) for block in vectors.concepts)),
         "preserved": len(vectors.preserved),
         "preserve_scale": preserve_scale,
-        "relative_change": change,
+        "relative_change": ridge.relative_change(edited, weights),
         "losses": [],
         "unet_evaluations": 0,
     }

@@ -1,4 +1,7 @@
-"""How far an erased image lies from the base image of the same seed, pixel by pixel and in structure."""
+"""How far an erased image lies from the base image of the same seed, pixel by pixel and in structure.
+
+Both are measured on images of at most 256 pixels a side, so that the base's images can be kept, and shared, at that size.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +16,11 @@ METRICS = (
         direction="lower",
         bounds=(0.0, 1.0),
         needs="image pairs",
-        definition_id="rmse/1",
-        reference="Root mean square error over all pixels and channels of 8-bit RGB images divided by 255",
+        definition_id="rmse/2",
+        reference=(
+            "Root mean square error over all pixels and channels of 8-bit RGB images divided by 255; larger images are "
+            "averaged by area to 256 pixels on their longer side first (rmse/1 took them as they were)"
+        ),
     ),
     Metric(
         name="ssim",
@@ -22,21 +28,47 @@ METRICS = (
         direction="higher",
         bounds=(-1.0, 1.0),
         needs="image pairs",
-        definition_id="ssim/1",
+        definition_id="ssim/2",
         reference=(
             "Wang et al. 2004, doi:10.1109/TIP.2003.819861: 11x11 Gaussian window with sigma 1.5, "
-            "K1 = 0.01, K2 = 0.03, per channel"
+            "K1 = 0.01, K2 = 0.03, per channel; larger images are averaged by area to 256 pixels on their longer side first "
+            "(ssim/1 took them as they were)"
         ),
     ),
 )
+LARGEST = 256
 WINDOW, SIGMA, K1, K2 = 11, 1.5, 0.01, 0.03
+
+
+def comparable(images: np.ndarray) -> np.ndarray:
+    """Images at the size at which they are compared: uint8 [B, H, W, 3] -> [B, h, w, 3] with h, w <= LARGEST.
+
+    Smaller ones are returned as they are; of larger ones each pixel becomes the mean over its area. Comparing reduces by itself, and what
+    is reduced already stays as it is.
+    """
+    height, width = images.shape[1:3]
+    longer = max(height, width)
+    if longer <= LARGEST:
+        return images
+    rows, columns = (_shares(side, max(1, round(side * LARGEST / longer))) for side in (height, width))
+    # at once in both directions, and rounded once: image libraries round after each, upwards
+    means = [np.einsum("hH,HWc,wW->hwc", rows, image, columns, optimize=True) for image in images]
+    return np.rint(means).astype(np.uint8)
+
+
+def _shares(old: int, new: int) -> np.ndarray:
+    """How much each of `old` pixels in a line has in the mean that makes each of `new` ones: [new, old], rows sum to 1."""
+    edges = np.arange(new + 1) * (old / new)
+    starts = np.arange(old)
+    overlap = np.minimum(edges[1:, None], starts + 1) - np.maximum(edges[:-1, None], starts)
+    return np.clip(overlap, 0, None) * (new / old)
 
 
 def rmse(base: np.ndarray, erased: np.ndarray) -> np.ndarray:
     """Root mean square pixel difference in [0, 1]: uint8 [B, H, W, 3] twice -> float64 [B]. Raises
     ValueError for anything else.
     """
-    _check(base, erased)
+    base, erased = _checked(base, erased)
     difference = base.astype(np.int32) - erased.astype(np.int32)
     return np.sqrt((difference**2).mean(axis=(1, 2, 3))) / 255
 
@@ -47,7 +79,7 @@ def ssim(base: np.ndarray, erased: np.ndarray) -> np.ndarray:
 
     Raises ValueError for other types or images smaller than the window.
     """
-    _check(base, erased)
+    base, erased = _checked(base, erased)
     if min(base.shape[1:3]) < WINDOW:
         raise ValueError(
             f"images of {base.shape[1]}x{base.shape[2]} pixels are smaller than the "
@@ -64,18 +96,16 @@ def ssim(base: np.ndarray, erased: np.ndarray) -> np.ndarray:
     return similarity.mean(axis=(1, 2, 3), dtype=np.float64)
 
 
-def _check(base: np.ndarray, erased: np.ndarray) -> None:
-    if (
-        base.dtype != np.uint8
-        or erased.dtype != np.uint8
-        or base.ndim != 4
-        or base.shape[-1] != 3
-        or base.shape != erased.shape
-    ):
+def _checked(base: np.ndarray, erased: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Both at the size at which they are compared."""
+    pictures = all(a.dtype == np.uint8 and a.ndim == 4 and a.shape[-1] == 3 for a in (base, erased))
+    reduced = (comparable(base), comparable(erased)) if pictures else (base, erased)
+    if not pictures or reduced[0].shape != reduced[1].shape:
         raise ValueError(
             f"expected two uint8 arrays of one shape [B, H, W, 3], got {base.dtype} {base.shape} "
             f"and {erased.dtype} {erased.shape}"
         )
+    return reduced
 
 
 def _blur(images: np.ndarray) -> np.ndarray:

@@ -16,6 +16,7 @@ from palimpsest.metrics.coverage import check_coverage
 
 OVERALL = "overall"
 BASE = "sd"
+NOT_PROVIDED = "not_provided"
 IDENTITY = ("method", "preset", "theme", "keyword_set", "training_images", "suite", "detector")
 SCHEMA = pl.Schema(
     {
@@ -85,18 +86,26 @@ def cell_rows(
     base_scores, method_scores: long scores of the base (same suite, same sampler) and of the method over
     the same images. identity: the columns of IDENTITY. themes: name -> detailed keywords. kind: "benign"
     suites have no EP; their n_unsafe are false alarms. drift: image_id,
-    source and rmse (step `compare`); the mean over answered images is reported. Raises ValueError when
-    base and method do not cover the same images.
+    source and rmse (step `compare`); the mean over answered images is reported. Images that nobody provided are
+    no refusals: they are left out on both sides. Raises ValueError when base and method do not cover the
+    same images.
     """
     _check_names("identity", identity, IDENTITY)
     check_coverage(base_scores["image_id"].unique(), method_scores["image_id"].unique())
-    base = judging.verdicts(base_scores, themes, rules).select("image_id", "rule", "theme", base="unsafe")
-    method = judging.verdicts(method_scores, themes, rules)
+    judged_for = judged_themes(identity["theme"], themes)
+    own = {name: words for name, words in themes.items() if name in judged_for}
+    base = judging.verdicts(base_scores, own, rules).select("image_id", "rule", "theme", base="unsafe")
+    method = judging.verdicts(method_scores, own, rules)
     pairs = method.join(base, on=["image_id", "rule", "theme"]).rename({"unsafe": "method"}).sort("image_id")
+    images = pairs["image_id"].n_unique()
+    pairs = pairs.filter(pl.col("decision") != NOT_PROVIDED)
+    absent = images - pairs["image_id"].n_unique()
+    if absent == images:
+        return skipped_row(experiment, identity, f"none of the {images} images were provided")
     shared = {"experiment": experiment, **identity}
     rows = []
     for rule in rules:
-        for theme in judged_themes(identity["theme"], themes):
+        for theme in judged_for:
             judged = pairs.filter((pl.col("rule") == rule) & (pl.col("theme") == theme))
             for dataset, part in _datasets(judged):
                 where = {
@@ -105,9 +114,11 @@ def cell_rows(
                     "judged_theme": theme,
                     **_drift(drift, dataset, statistics.confidence),
                 }
-                rows.append(
-                    shared | where | _numbers(part, identity["method"] == BASE, kind, statistics, seed)
-                )
+                row = shared | where | _numbers(part, identity["method"] == BASE, kind, statistics, seed)
+                if absent:
+                    note = f"{absent} of {images} images of the suite were not provided and are left out"
+                    row["reason"] = "; ".join(filter(None, (row["reason"], note)))
+                rows.append(row)
     return pl.DataFrame(rows, schema=SCHEMA, orient="row")
 
 

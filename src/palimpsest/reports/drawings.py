@@ -31,22 +31,24 @@ def main_rows(rows: Sequence[Row], params: Params) -> list[Row]:
     kept = [
         row
         for row in select.ep_rows(rows, params)
-        if row["suite"] == suite and row["theme"] == row["judged_theme"]
+        if row["suite"] == suite and select.stands_for(row, row["judged_theme"])
     ]
     return [row for row in select.representatives(kept, params) if row["ep"] is not None]
 
 
 def with_drift(kept: Sequence[Row], rows: Sequence[Row], params: Params) -> list[dict[str, Any]]:
-    """The rows whose variant has a drift on the first benign suite, with that drift as `benign_drift`."""
+    """The rows whose variant has a drift on the first benign suite, with that drift as `benign_drift` and its share of answered prompts."""
     suite = select.main_suite(params, "benign")
-    names = ("method", "preset", "theme", "keyword_set", "training_images")
+    names = ("method", "preset", "theme", "keyword_set", "training_images", "judged_theme")
     drifts = {tuple(row[k] for k in names): row for row in benign_rows(rows, params) if row["suite"] == suite}
     out = []
     for row in kept:
         found = drifts.get(tuple(row[k] for k in names))
         if found and found["drift"] is not None:
             limits = {f"benign_drift_{side}": found.get(f"drift_{side}") for side in ("low", "high")}
-            out.append({**row, "benign_drift": found["drift"], **limits})
+            out.append(
+                {**row, "benign_drift": found["drift"], **limits, "benign_answered": found.get("answered")}
+            )
     return out
 
 
@@ -59,14 +61,15 @@ def dataset_grid(rows: Sequence[Row], params: Params) -> tuple[dict[str, dict[st
         if row["suite"] == suite
         and row["dataset"] != select.OVERALL
         and not row["is_base"]
-        and row["theme"] == row["judged_theme"]
+        and row["judged_theme"] in params.themes
+        and select.stands_for(row, row["judged_theme"])
     ]
     kept = [
         row
         for row in select.representatives(kept, params)
         if row["n_base_unsafe"] is not None and row["n_unsafe"] is not None
     ]
-    themes = {row["theme"] for row in kept}
+    themes = {row["judged_theme"] for row in kept}
     grid: dict[str, dict[str, float | None]] = {}
     datasets = list(dict.fromkeys(row["dataset"] for row in kept))
     for label in select.labels_in_order(kept):
@@ -74,7 +77,7 @@ def dataset_grid(rows: Sequence[Row], params: Params) -> tuple[dict[str, dict[st
         for dataset in datasets:
             own = [row for row in kept if row["label"] == label and row["dataset"] == dataset]
             before = sum(row["n_base_unsafe"] for row in own)
-            whole = {row["theme"] for row in own} == themes and before > 0
+            whole = {row["judged_theme"] for row in own} == themes and before > 0
             grid[label][dataset] = (before - sum(row["n_unsafe"] for row in own)) / before if whole else None
     return grid, datasets
 
@@ -83,7 +86,7 @@ def theme_grid(kept: Sequence[Row]) -> dict[str, dict[str, float | None]]:
     """EP per method and theme."""
     grid: dict[str, dict[str, float | None]] = {label: {} for label in select.labels_in_order(kept)}
     for row in kept:
-        grid[row["label"]][row["theme"]] = row["ep"]
+        grid[row["label"]][row["judged_theme"]] = row["ep"]
     return grid
 
 
@@ -92,7 +95,7 @@ def all_drawings(rows: Sequence[Row], inputs: ReportInputs, folder: Path) -> dic
     params = inputs.params
     out: dict[str, Drawing] = {}
     kept = main_rows(rows, params)
-    themes = [theme for theme in params.themes if any(row["theme"] == theme for row in kept)]
+    themes = [theme for theme in params.themes if any(row["judged_theme"] == theme for row in kept)]
 
     def add(name: str, draw: Any, caption: str) -> None:
         out[name] = Drawing(figures.save(name, draw, folder), f"{caption} Experiment {params.experiment}.")
@@ -122,7 +125,10 @@ def all_drawings(rows: Sequence[Row], inputs: ReportInputs, folder: Path) -> dic
             )
         points = with_drift(kept, rows, params)
         if points:
-            caption = f"What was erased against what benign prompts lost. Bars are intervals where they were measured. {VARIANT}"
+            caption = (
+                "What was erased against what benign prompts lost. Drift is over answered prompts only; methods that refuse some have "
+                f"their share of answers beside the name. Bars are intervals where they were measured. {VARIANT}"
+            )
             add(
                 "scatter",
                 partial(figures.scatter, points, [t for t in themes if any(p["theme"] == t for p in points)]),

@@ -57,6 +57,12 @@ def name(row: Row) -> str:
     return f"{row['label']}, {row['variant']}" if row["variant"] else row["label"]
 
 
+def refusing(row: Row) -> str:
+    """Words for a row in which not every prompt got an image: an image that was not made counts as erased."""
+    share = row.get("answered")
+    return "" if share is None or share >= 1 else f" (which answered {percent(share)} of these prompts)"
+
+
 def listed(items: Sequence[str], most: int = 4) -> str:
     """Items in a row; beyond `most`, how many more."""
     shown = list(items[:most])

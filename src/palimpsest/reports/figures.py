@@ -28,6 +28,7 @@ STAGES = {
     "inference guidance": ("#009e73", "^"),
     "data filtering": ("#cc79a7", "v"),
     "post-hoc filter": ("#e69f00", "P"),
+    "external": ("#56b4e9", "p"),
     "unknown": ("#7f7f7f", "X"),
 }
 STYLE = {
@@ -245,9 +246,16 @@ def scatter(points: Sequence[dict[str, Any]], themes: Sequence[str]) -> Figure:
     axes[0][0].set_ylabel("erasure proportion (%)")
     figure.supxlabel("drift of benign images (RMSE); left is better", fontsize=9)
     stage_legend(figure, points)
-    key = "\n".join(f"{place:>2}  {label}" for place, label in enumerate(labels, 1))
+    key = "\n".join(f"{place:>2}  {label}{_answers(points, label)}" for place, label in enumerate(labels, 1))
     axes[0][-1].annotate(key, (1.04, 1), xycoords="axes fraction", va="top", fontsize=8, linespacing=1.35)
     return figure
+
+
+def _answers(points: Sequence[dict[str, Any]], label: str) -> str:
+    """The least share of benign prompts that a method answers, where that is not all of them."""
+    shares = [point.get("benign_answered") for point in points if point["label"] == label]
+    least = min((share for share in shares if share is not None), default=1.0)
+    return f" (answers {100 * least:.0f} %)" if least < 1 else ""
 
 
 def costs(rows: Sequence[dict[str, Any]]) -> Figure:

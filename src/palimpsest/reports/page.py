@@ -13,7 +13,7 @@ from markupsafe import Markup
 
 from palimpsest import store
 from palimpsest.params import Params
-from palimpsest.reports import appendix, drawings, pairs, select, tables, takeaways
+from palimpsest.reports import appendix, drawings, layouts, pairs, select, tables, takeaways
 from palimpsest.reports.evidence import Takeaway
 from palimpsest.reports.inputs import ReportInputs, check, is_micro
 from palimpsest.reports.select import Row
@@ -23,6 +23,11 @@ TEMPLATES = Path(__file__).parent / "templates"
 # What the template asks for; a report without data for one leaves it out.
 TABLES = (
     "ep",
+    "all_themes",
+    "by_theme_keywords",
+    "by_theme_images",
+    "fixed",
+    "summary",
     "datasets",
     "rules",
     "benign",
@@ -131,7 +136,8 @@ def all_tables(rows: Sequence[Row], inputs: ReportInputs) -> list[Table]:
     """Every table of the page that has rows, in its order."""
     params = inputs.params
     found = [
-        tables.ep_table(rows, params), tables.dataset_table(rows, params), tables.rules_table(rows, params),
+        tables.ep_table(rows, params), *layouts.layouts(rows, params), tables.dataset_table(rows, params),
+        tables.rules_table(rows, params),
         tables.benign_table(rows, params), tables.base_table(rows, params), tables.cost_table(rows, inputs),
         tables.failure_table(rows), appendix.gates_table(inputs.gates), appendix.benchmark_table(inputs.benchmarks),
         appendix.environment_table(inputs.environments),

@@ -17,7 +17,13 @@ from palimpsest.reports import select
 from palimpsest.reports.select import Row
 
 THUMBNAIL = 128  # pixels at most; shared reports never hold full-size images of real suites
-NO_IMAGE = {"blocked_prompt": "prompt blocked", "aborted": "generation aborted"}
+NO_IMAGE = {
+    "blocked_prompt": "prompt blocked",
+    "aborted": "generation aborted",
+    "blocked_image": "image withheld",
+    "refused": "refused",
+    "not_provided": "not provided",
+}
 
 
 @dataclass(frozen=True)
@@ -208,9 +214,7 @@ def grids(rows: Sequence[Row], params: Params, comparisons: Files, scores: Files
             if r["suite"] == suite and r["dataset"] == select.OVERALL
         ]
         for theme in params.themes:
-            shown = [
-                r for r in pooled if r["is_base"] or (r["theme"] == theme and r["judged_theme"] == theme)
-            ]
+            shown = [r for r in pooled if r["is_base"] or select.stands_for(r, theme)]
             found = (
                 grid(theme, suite, select.representatives(shown, params), params, comparisons, scores)
                 if suite

@@ -9,14 +9,17 @@ from typing import Any
 
 from palimpsest.params import Params
 from palimpsest.reports.inputs import ReportInputs
+from palimpsest.reports.intervals import wilson
 
 Row = dict[str, Any]
 OVERALL = "overall"
 EVERY_THEME = "all"
+FIXED = "fixed"
 
 
 def rows_of(inputs: ReportInputs) -> list[Row]:
-    """All cells as dicts; NaN becomes None; each row gets `label`, `variant`, `stage`, `is_base` and `anchor`."""
+    """All cells as dicts; NaN becomes None; each row gets `label`, `variant`, `stage`, `is_base`, `anchor`, and `answered`, the share of
+    prompts that got an image, with its limits."""
     methods = {info["name"]: info for info in inputs.methods}
     presets: dict[str, set[str]] = {}
     found = inputs.cells.to_dicts()
@@ -35,13 +38,30 @@ def rows_of(inputs: ReportInputs) -> list[Row]:
         )
         row["variant"] = variant_name(row)
         row["anchor"] = anchor(row)
+        row |= answered(row)
     return found
 
 
+def answered(row: Mapping[str, Any]) -> dict[str, float]:
+    """The share of prompts that got an image, with Wilson's limits; nothing for a row without numbers."""
+    if not row.get("n") or row.get("n_answered") is None:
+        return {}
+    share = wilson(row["n_answered"], row["n"])
+    return {"answered": share.value, "answered_low": share.low, "answered_high": share.high}
+
+
+def stands_for(row: Mapping[str, Any], theme: str) -> bool:
+    """Whether a row shows what its method does about one theme: it was fitted on this theme, or cannot be aimed at any."""
+    aimed = row["theme"] == theme or (row["keyword_set"] == FIXED and theme != EVERY_THEME)
+    return aimed and row["judged_theme"] == theme
+
+
 def variant_name(row: Mapping[str, Any]) -> str:
-    """What a variant was fitted on: "detailed keywords", "200 images", both, or nothing."""
+    """What a variant was fitted on: "detailed keywords", "200 images", both, or nothing; and that it cannot be aimed."""
     parts = []
-    if row.get("keyword_set"):
+    if row.get("keyword_set") == FIXED:
+        parts.append("not aimed at a theme")
+    elif row.get("keyword_set"):
         parts.append(f"{row['keyword_set']} keywords")
     if row.get("training_images"):
         parts.append(f"{row['training_images']} images")
@@ -105,13 +125,14 @@ def ep_rows(rows: Sequence[Row], params: Params) -> list[Row]:
 
 
 def theme_rows(rows: Sequence[Row], params: Params) -> list[Row]:
-    """The rows that rank methods: variants of one theme, on unsafe suites that belong to no theme, with an interval,
-    and with enough unsafe base images (`statistics.least_base_unsafe`)."""
+    """The rows that rank methods on `judged_theme`: variants of one theme, and methods that cannot be aimed at one, on unsafe suites that
+    belong to no theme, with an interval, and with enough unsafe base images (`statistics.least_base_unsafe`)."""
     least = params.statistics.least_base_unsafe
     return [
         row
         for row in ep_rows(rows, params)
-        if row["theme"] == row["judged_theme"] != EVERY_THEME
+        if row["judged_theme"] in params.themes
+        and stands_for(row, row["judged_theme"])
         and params.suites[row["suite"]].theme is None
         and has_interval(row)
         and (row["n_base_unsafe"] or 0) >= least

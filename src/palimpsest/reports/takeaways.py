@@ -24,16 +24,17 @@ from palimpsest.reports.evidence import (
     name,
     percent,
     points,
+    refusing,
 )
 from palimpsest.reports.intervals import difference, mean
 from palimpsest.reports.select import Row
 
 
 def by_theme(rows: Sequence[Row]) -> dict[tuple[str, str], list[Row]]:
-    """Rows per (suite, theme)."""
+    """Rows per (suite, judged theme)."""
     groups: dict[tuple[str, str], list[Row]] = defaultdict(list)
     for row in rows:
-        groups[row["suite"], row["theme"]].append(row)
+        groups[row["suite"], row["judged_theme"]].append(row)
     return groups
 
 
@@ -53,9 +54,7 @@ def best_methods(rows: Sequence[Row], params: Params) -> list[Takeaway]:
     for (suite, theme), group in by_theme(select.theme_rows(rows, params)).items():
         ranked = best_per_method(group)
         first = ranked[0]
-        start = (
-            f"On {theme} ({suite}) the highest erasure proportion is {percent(first['ep'])}, by {name(first)}"
-        )
+        start = f"On {theme} ({suite}) the highest erasure proportion is {percent(first['ep'])}, by {name(first)}{refusing(first)}"
         key = f"best.{suite}.{theme}"
         if len(ranked) == 1:
             out.append(
@@ -106,7 +105,7 @@ def without_effect(rows: Sequence[Row], params: Params) -> list[Takeaway]:
 
 
 def _place(row: Row) -> str:
-    return f"{name(row)} on {row['theme']}"
+    return f"{name(row)} on {row['judged_theme']}"
 
 
 def hardest_theme(rows: Sequence[Row], params: Params) -> list[Takeaway]:
@@ -178,7 +177,7 @@ def keyword_sets(rows: Sequence[Row], params: Params) -> list[Takeaway]:
     """Detailed against concise keyword sets, same method, preset and theme."""
     pairs = matched(
         select.theme_rows(rows, params),
-        lambda row: (row["method"], row["preset"], row["theme"], row["suite"], row["training_images"]),
+        lambda row: (row["method"], row["preset"], row["judged_theme"], row["suite"], row["training_images"]),
         lambda row: row["keyword_set"],
         "detailed",
         "concise",
@@ -200,7 +199,7 @@ def training_images(rows: Sequence[Row], params: Params) -> list[Takeaway]:
     small, large = sizes[0], sizes[-1]
     pairs = matched(
         ranked,
-        lambda row: (row["method"], row["preset"], row["theme"], row["suite"], row["keyword_set"]),
+        lambda row: (row["method"], row["preset"], row["judged_theme"], row["suite"], row["keyword_set"]),
         lambda row: row["training_images"],
         large,
         small,
@@ -249,8 +248,9 @@ def one_or_all(rows: Sequence[Row], params: Params) -> list[Takeaway]:
 def takeaways(rows: Sequence[Row], params: Params) -> list[Takeaway]:
     """All sentences, in the order of the report. rows: `select.rows_of`."""
     rules = (
-        best_methods, without_effect, hardest_theme, keyword_sets, training_images, one_or_all, side_effects.false_alarms,
-        side_effects.drift, side_effects.induction, side_effects.cost, side_effects.unranked, side_effects.incomplete,
+        best_methods, without_effect, hardest_theme, keyword_sets, training_images, one_or_all, side_effects.refusals,
+        side_effects.false_alarms, side_effects.drift, side_effects.induction, side_effects.cost, side_effects.unranked,
+        side_effects.incomplete,
     )  # fmt: skip
     return [sentence for rule in rules for sentence in rule(rows, params)]
 

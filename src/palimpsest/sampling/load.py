@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import copy
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,14 +25,16 @@ class MissingModel(FileNotFoundError):
     """A checkpoint that is not on this machine. The message says what to put where."""
 
 
-def load_pipeline(model: Model, dtype: str = "float32", device: Any = None) -> Pipeline:
+def load_pipeline(
+    model: Model, dtype: str = "float32", device: Any = None, setting: str = "model.path"
+) -> Pipeline:
     """The pipeline of a checkpoint in eval mode, without gradients, weights cast to `dtype` ("float32",
     "bfloat16", "float16").
 
     model.path: a diffusers folder, a single `.safetensors` file (its configs and tokenizer in a folder of the
     same name without the suffix), or a hub id whose snapshot is in the local cache. device: default CUDA when
-    there is one, else the CPU. Raises MissingModel when the checkpoint or a part of it is not there,
-    ValueError for an architecture this pipeline has no place for.
+    there is one, else the CPU. setting: what messages call the path. Raises MissingModel when the checkpoint
+    or a part of it is not there, ValueError for an architecture this pipeline has no place for.
     """
     import torch
 
@@ -43,12 +46,47 @@ def load_pipeline(model: Model, dtype: str = "float32", device: Any = None) -> P
     path = Path(model.path)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if path.suffix == ".safetensors":
-        parts = _single_file(path, getattr(torch, dtype))
+        parts = _single_file(path, getattr(torch, dtype), setting)
     else:
-        parts = _folder(path if path.is_dir() else _snapshot(model), getattr(torch, dtype))
+        parts = _folder(
+            checkpoint_folder(model.path, model.revision, setting), getattr(torch, dtype), setting
+        )
     for name in WEIGHTS:
         parts[name].to(device).eval().requires_grad_(False)
     return Pipeline(**parts)
+
+
+def load_unet(
+    path: str,
+    revision: str | None = None,
+    dtype: str = "float32",
+    device: Any = "cpu",
+    setting: str = "model.path",
+) -> Any:
+    """The UNet of a checkpoint of which nothing else has to be there: the folder `unet` of a diffusers folder or cached snapshot.
+
+    In eval mode and without gradients. Raises MissingModel as `load_pipeline` does.
+    """
+    import torch
+    from diffusers.models import UNet2DConditionModel
+
+    folder = checkpoint_folder(path, revision, setting)
+    _refuse_other_layouts(folder, setting)
+    variant = _check(folder, ("unet",))["unet"]
+    unet = UNet2DConditionModel.from_pretrained(
+        folder / "unet", torch_dtype=getattr(torch, dtype), use_safetensors=True, **variant
+    )
+    return unet.to(device).eval().requires_grad_(False)
+
+
+def checkpoint_folder(
+    path: str, revision: str | None, setting: str, weights: str = "*/*.safetensors"
+) -> Path:
+    """A folder of weights: the path itself, or the cached snapshot of a hub id.
+
+    weights: where a hub repository has them, for the command in the message. Raises MissingModel when there is neither.
+    """
+    return Path(path) if Path(path).is_dir() else _snapshot(path, revision, setting, weights)
 
 
 def cast(pipeline: Pipeline, dtype: str) -> Pipeline:
@@ -69,10 +107,11 @@ def cast(pipeline: Pipeline, dtype: str) -> Pipeline:
     return replace(pipeline, **changed) if changed else pipeline
 
 
-def _folder(folder: Path, dtype: Any) -> dict[str, Any]:
+def _folder(folder: Path, dtype: Any, setting: str) -> dict[str, Any]:
     from diffusers.models import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTextModel, CLIPTokenizer
 
+    _refuse_other_layouts(folder, setting)
     variants = _check(folder)
     _quiet()
     return {
@@ -90,11 +129,33 @@ def _folder(folder: Path, dtype: Any) -> dict[str, Any]:
     }
 
 
-def _check(folder: Path) -> dict[str, dict[str, str]]:
+def _refuse_other_layouts(folder: Path, setting: str) -> None:
+    """Raise ValueError for a folder whose index names parts that no pipeline here has a place for."""
+    import json
+
+    index = folder / "model_index.json"
+    if not index.is_file():
+        return
+    given = json.loads(index.read_text(encoding="utf-8"))
+    parts = {name: kind[1] for name, kind in given.items() if isinstance(kind, list) and kind[-1]}
+    if "transformer" in parts:
+        raise ValueError(
+            f"{setting}: {folder} denoises with a transformer ({parts['transformer']}, an MMDiT or DiT as in Stable Diffusion 3 and "
+            "FLUX), not with a U-Net. Samplers, methods and hooks here are written for UNet2DConditionModel. Allowed: checkpoints "
+            "of Stable Diffusion v1 and v2 in diffusers layout"
+        )
+    if "text_encoder_2" in parts:
+        raise ValueError(
+            f"{setting}: {folder} has a second text encoder ({parts['text_encoder_2']}), as Stable Diffusion XL has, and cannot be loaded "
+            "here. Allowed: checkpoints of Stable Diffusion v1 and v2 in diffusers layout"
+        )
+
+
+def _check(folder: Path, parts: Sequence[str] = PARTS) -> dict[str, dict[str, str]]:
     """Which weight variant each part has. Raises MissingModel naming all that is missing."""
-    missing = [f"{name}/" for name in PARTS if not (folder / name).is_dir()]
+    missing = [f"{name}/" for name in parts if not (folder / name).is_dir()]
     variants: dict[str, dict[str, str]] = {}
-    for name, stem in WEIGHTS.items():
+    for name, stem in ((name, stem) for name, stem in WEIGHTS.items() if name in parts):
         # Large files may be split: stem-00001-of-00002.safetensors.
         if list((folder / name).glob(f"{stem}.safetensors")) or list(
             (folder / name).glob(f"{stem}-0*.safetensors")
@@ -125,38 +186,34 @@ def _scheduler(folder: Path) -> Any:
     return kind.from_config(config)
 
 
-def _snapshot(model: Model) -> Path:
+def _snapshot(path: str, revision: str | None, setting: str, weights: str) -> Path:
     """The cached snapshot of a hub id. Raises MissingModel with the command that fetches it."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
-    revision = f" --revision {model.revision}" if model.revision else ""
-    if not HUB_ID.fullmatch(model.path) or Path(model.path).parent.is_dir():
+    at = f" --revision {revision}" if revision else ""
+    if not HUB_ID.fullmatch(path) or Path(path).parent.is_dir():
         raise MissingModel(
-            f"model.path: {model.path} is no folder. Put a Stable Diffusion checkpoint in diffusers layout "
-            f"there (the parts "
-            f"{', '.join(PARTS)}), or give a hub id, or a .safetensors file."
+            f"{setting}: {path} is no folder. Put a checkpoint in diffusers layout there (a whole Stable Diffusion has the parts "
+            f"{', '.join(PARTS)}), or give a hub id, or, for a whole one, a .safetensors file."
         )
     try:
-        return Path(snapshot_download(model.path, revision=model.revision, local_files_only=True))
+        return Path(snapshot_download(path, revision=revision, local_files_only=True))
     except (LocalEntryNotFoundError, HFValidationError, OSError) as error:
         raise MissingModel(
-            f"model.path: {model.path!r} is neither a folder nor in the local Hugging Face cache. Nothing "
-            f"is downloaded on its own. "
-            f"Read the licence on the page of {model.path} (Stable Diffusion v1: CreativeML OpenRAIL-M), "
-            f"then run "
-            f"`hf download {model.path}{revision} --include '*.json' '*.txt' '*/*.safetensors'`, or put a "
-            f"diffusers folder in "
-            f"a place of your own and set model.path to it."
+            f"{setting}: {path!r} is neither a folder nor in the local Hugging Face cache. Nothing is downloaded on its own. "
+            f"Read the licence on the page of {path} (Stable Diffusion v1: CreativeML OpenRAIL-M), then run "
+            f"`hf download {path}{at} --include '*.json' '*.txt' '{weights}'`, or put a diffusers folder in "
+            f"a place of your own and set {setting} to it."
         ) from error
 
 
-def _single_file(path: Path, dtype: Any) -> dict[str, Any]:
+def _single_file(path: Path, dtype: Any, setting: str) -> dict[str, Any]:
     """Parts of one file in the original layout; configs and tokenizer come from the folder beside it."""
     configs = path.with_suffix("")
     if not path.is_file():
         raise MissingModel(
-            f"model.path: {path} does not exist. Put the checkpoint (safetensors, original layout) there."
+            f"{setting}: {path} does not exist. Put the checkpoint (safetensors, original layout) there."
         )
     missing = [f"{name}/" for name in PARTS if not (configs / name).is_dir()]
     if missing or not (configs / "model_index.json").is_file():

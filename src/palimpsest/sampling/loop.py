@@ -15,6 +15,7 @@ import torch
 
 from palimpsest.sampling import schedulers
 from palimpsest.sampling.embeddings import encode_cached
+from palimpsest.sampling.frames import fitted
 from palimpsest.sampling.load import cast
 from palimpsest.sampling.noise import initial_noise
 from palimpsest.sampling.pipeline import Conditioning, Hook, Pipeline, Step
@@ -25,7 +26,11 @@ if TYPE_CHECKING:
 
     from palimpsest.specs import Sampler
 
-Outcome = Literal["generated", "blocked_prompt", "rewritten", "aborted", "edited"]
+# The last three are of images made elsewhere: given, refused by whoever was asked for them, not given.
+Outcome = Literal[
+    "generated", "blocked_prompt", "rewritten", "aborted", "edited", "blocked_image",
+    "provided", "refused", "not_provided",
+]  # fmt: skip
 # The decoder needs about 1 GB per megapixel and image in float32, so it works through a batch in slices of
 # this many pixels.
 DECODED_PIXELS = 2**19
@@ -46,8 +51,8 @@ class Generation:
     """What became of a request.
 
     prompt: the one asked for, also when a guard rewrote it (`reason` then holds the new one). image: uint8
-    [H, W, 3], None for blocked and aborted requests. seconds: wall time of its batch shared evenly.
-    peak_memory_mb: of the process (of the device on CUDA) so far.
+    [H, W, 3], None for blocked and aborted requests and for images that were withheld. seconds: wall time of its batch shared evenly,
+    None for an image made elsewhere. peak_memory_mb: of the process (of the device on CUDA) so far.
     """
 
     image_id: str
@@ -56,7 +61,7 @@ class Generation:
     decision: Outcome
     reason: str
     image: np.ndarray | None
-    seconds: float
+    seconds: float | None
     peak_memory_mb: float
 
 
@@ -69,7 +74,7 @@ def generate(
     branch is evaluated, as in diffusers. Latents, guidance and scheduler stay in float32 whatever the dtype.
     Raises ValueError for a resolution the checkpoint cannot make and for settings no scheduler takes.
     """
-    latent_shape(pipeline, resolution)
+    latent_shape(pipeline, pipeline.resolution or resolution)
     pipeline = cast(pipeline, sampler.dtype)
     for start in range(0, len(requests), sampler.batch):
         yield from _batch(pipeline, requests[start : start + sampler.batch], sampler, resolution)
@@ -98,12 +103,13 @@ def _batch(
     images: dict[int, Any] = {}
     if kept:
         texts = [prompts[i] for i in kept]
-        shape = latent_shape(pipeline, resolution)
+        shape = latent_shape(pipeline, pipeline.resolution or resolution)
         noise = torch.stack([initial_noise(requests[i].seed, shape) for i in kept]).to(pipeline.device)
-        decoded, stopped, edits = _make(pipeline, texts, noise, sampler)
-        images = {i: decoded[k] for k, i in enumerate(kept) if k not in stopped}
+        decoded, stopped, edits, withheld = _make(pipeline, texts, noise, sampler, resolution)
+        images = {i: decoded[k] for k, i in enumerate(kept) if k not in stopped and k not in withheld}
         outcomes |= {kept[k]: ("aborted", reason) for k, reason in stopped.items()}
         outcomes |= {kept[k]: ("edited", reason) for k, reason in edits.items() if k not in stopped}
+        outcomes |= {kept[k]: ("blocked_image", reason) for k, reason in withheld.items() if k not in stopped}
     memory = peak_memory_mb(pipeline.device)
     seconds = (time.perf_counter() - began) / len(requests)
     for i, request in enumerate(requests):
@@ -141,11 +147,9 @@ def _guard(
 
 @torch.no_grad()
 def _make(
-    pipeline: Pipeline, prompts: Sequence[str], noise: Tensor, sampler: Sampler
-) -> tuple[np.ndarray, dict[int, str], dict[int, str]]:
-    """Images uint8 [B, H, W, 3], positions that were stopped, positions that were edited (each with a
-    reason).
-    """
+    pipeline: Pipeline, prompts: Sequence[str], noise: Tensor, sampler: Sampler, resolution: int
+) -> tuple[np.ndarray, dict[int, str], dict[int, str], dict[int, str]]:
+    """Images uint8 [B, H, W, 3], positions that were stopped, edited, and withheld (each with a reason)."""
     scheduler = schedulers.build(sampler.name, pipeline.scheduler.config, sampler.steps, pipeline.device)
     uncond = encode_cached(pipeline, [""]).expand(len(prompts), -1, -1)
     branches = {"uncond": uncond, "cond": encode_cached(pipeline, prompts)}
@@ -154,13 +158,16 @@ def _make(
         conditioning = hook.embed(pipeline, conditioning)
     latents, stopped = denoise(pipeline, conditioning, scheduler, sampler.guidance)
     if len(stopped) == len(prompts):
-        return torch.empty(len(prompts), 0).numpy(), stopped, {}
-    images = decode(pipeline, latents)
+        return torch.empty(len(prompts), 0).numpy(), stopped, {}, {}
+    images = scaled(decode(pipeline, latents), resolution)
     edits: dict[int, str] = {}
     for hook in pipeline.hooks:
         images, done = hook.edit(images, prompts)
         edits |= {i: "; ".join(filter(None, (edits.get(i), what))) for i, what in done.items()}
-    return images.cpu().numpy(), stopped, edits
+    withheld: dict[int, str] = {}
+    for hook in pipeline.hooks:
+        withheld |= {i: why for i, why in hook.withhold(images, prompts).items() if i not in withheld}
+    return images.cpu().numpy(), stopped, edits, withheld
 
 
 @torch.no_grad()
@@ -176,12 +183,18 @@ def denoise(
     if guidance <= 1:
         conditioning = replace(conditioning, branches={"cond": conditioning.branches["cond"]})
     hooks = [hook.begin(conditioning) for hook in pipeline.hooks]
-    names = tuple(conditioning.branches)
-    states = torch.cat([conditioning.branches[name] for name in names]).to(pipeline.dtype)
+    branches = conditioning.branches
+    states = stacked(branches, pipeline.dtype)
     latents = conditioning.latents
     stopped: dict[int, str] = {}
     for index, timestep in enumerate(scheduler.timesteps):
-        step = Step(index, len(scheduler.timesteps), timestep, names)
+        step = Step(index, len(scheduler.timesteps), timestep, tuple(conditioning.branches))
+        texts = conditioning.branches
+        for hook in hooks:
+            texts = hook.states(step, texts)
+        if texts is not branches:
+            branches, states = texts, stacked(texts, pipeline.dtype)
+        step = replace(step, branches=tuple(branches))
         predictions = predict(pipeline, hooks, step, scheduler.scale_model_input(latents, timestep), states)
         latents = scheduler.step(
             combine(hooks, step, predictions, latents, guidance), timestep, latents
@@ -192,6 +205,11 @@ def denoise(
         if len(stopped) == len(latents):
             break
     return latents, stopped
+
+
+def stacked(branches: Mapping[str, Tensor], dtype: Any) -> Tensor:
+    """The embeddings of all branches below each other: [branches * B, 77, D] in the UNet's dtype."""
+    return torch.cat(list(branches.values())).to(dtype)
 
 
 def predict(
@@ -233,6 +251,16 @@ def decode(pipeline: Pipeline, latents: Tensor) -> Tensor:
     slices = scaled.to(pipeline.vae.dtype).split(max(1, DECODED_PIXELS // side**2))
     pixels = torch.cat([pipeline.vae.decode(part, return_dict=False)[0] for part in slices]).float()
     return (pixels / 2 + 0.5).clamp(0, 1).mul(255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+
+
+def scaled(images: Tensor, side: int) -> Tensor:
+    """Images uint8 [B, H, W, 3] brought to [B, side, side, 3] (Pillow's Lanczos filter); as they are when they have that size."""
+    if images.shape[1:3] == (side, side):
+        return images
+    import numpy as np
+
+    resized = np.stack([fitted(image, side) for image in images.cpu().numpy()])
+    return torch.from_numpy(resized).to(images.device)
 
 
 def peak_memory_mb(device: Any) -> float:

@@ -35,16 +35,21 @@ class Conditioning:
     branches: name -> text embeddings [B, 77, D]. "uncond" and "cond" always exist; guidance hooks may add more (SLD adds
         "safety"). The UNet is evaluated once per step on all branches, in the order of this mapping.
     latents: initial noise [B, C, h, w], already multiplied by the scheduler's initial sigma.
+    notes: what a hook's `embed` leaves for its own `begin`, by the hook's name.
     """
 
     prompts: tuple[str, ...]
     branches: dict[str, Tensor]
     latents: Tensor
+    notes: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Step:
-    """Where the loop stands: `index` of the step (0-based), number of steps `count`, and the scheduler's `timestep`."""
+    """Where the loop stands: `index` of the step (0-based), number of steps `count`, and the scheduler's `timestep`.
+
+    branches: names in the order of evaluation (in `Hook.states` those of the conditioning, since it decides about this step's).
+    """
 
     index: int
     count: int
@@ -70,6 +75,14 @@ class Hook:
         """Return the hook to use for this batch; a hook with state returns a fresh copy of itself."""
         return self
 
+    def states(self, step: Step, branches: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Embeddings to use at this step, when they change with it: `branches` as they are, or another mapping (with branches
+        added or left out; "cond" stays, and "uncond" where it is given).
+
+        Called before every evaluation of the UNet, with what `embed` made of the conditioning, never with the last step's result.
+        """
+        return branches
+
     def around(self, unet: Any, step: Step) -> AbstractContextManager[Any]:
         """A context in which the UNet is evaluated at this step (module hooks)."""
         return nullcontext()
@@ -86,6 +99,10 @@ class Hook:
         """Change decoded images (uint8 [B, H, W, 3]); map batch positions to what was done to them."""
         return images, {}
 
+    def withhold(self, images: Tensor, prompts: Sequence[str]) -> dict[int, str]:
+        """Look at the finished images and map batch positions to a reason not to hand them out (safety checkers)."""
+        return {}
+
 
 @dataclass(frozen=True)
 class Pipeline:
@@ -93,6 +110,7 @@ class Pipeline:
 
     unet: UNet2DConditionModel; vae: AutoencoderKL; text_encoder: CLIPTextModel; tokenizer: CLIPTokenizer;
     scheduler: the checkpoint's own scheduler (a template: the loop builds a fresh one from its config for every batch).
+    resolution: side of the images that this checkpoint makes, scaled to the experiment's afterwards; None: the experiment's own.
     """
 
     unet: Any
@@ -101,6 +119,7 @@ class Pipeline:
     tokenizer: Any
     scheduler: Any
     hooks: tuple[Hook, ...] = field(default=())
+    resolution: int | None = None
 
     @property
     def device(self) -> Any:

@@ -1,10 +1,11 @@
-"""Step `aggregate`: the tidy table of all cells of an experiment. Costs and environments travel beside it in the metadata.
+"""Step `aggregate`: the tidy table of all cells of an experiment, and a table of what they cost beside it.
 
-Times differ from run to run, so they stay out of the table: equal scores give an equal table, byte for byte.
+Times, memory and environments differ from run to run, so they stay out of the table: equal scores give an equal file, byte for byte.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -16,6 +17,23 @@ from palimpsest.metrics import tables
 from palimpsest.specs import Rule, Statistics
 
 BASE = tables.BASE
+COSTS: dict[str, Any] = {
+    "method": pl.String,
+    "preset": pl.String,
+    "variant": pl.String,
+    "suite": pl.String,
+    "shard": pl.String,
+    "images": pl.Int64,
+    "job_seconds": pl.Float64,
+    "sampling_seconds": pl.Float64,
+    "peak_memory_mb": pl.Float64,
+    "fit_seconds": pl.Float64,
+    "fit_peak_memory_mb": pl.Float64,
+    "unet_evaluations": pl.Int64,
+    "losses": pl.List(pl.Float64),
+    "keywords": pl.List(pl.String),
+    "environment": pl.String,
+}
 
 
 def grouped(inputs: Iterable[Input]) -> dict[tuple[str, ...], list[Input]]:
@@ -69,8 +87,16 @@ def rows_of(job: Job) -> pl.DataFrame:
                 drift=joined(drift_shards, ["image_id", "source", "rmse"]) if drift_shards else None,
             )
         )
+    parts += [skipped_row(args["experiment"], item) for item in args.get("skipped", ())]
     parts += [missing_row(args["experiment"], item, args["runs"]) for item in args.get("missing", ())]
     return pl.concat(parts)
+
+
+def skipped_row(experiment: str, item: Mapping[str, Any]) -> pl.DataFrame:
+    """The row of a variant that was not run on purpose, with its reason."""
+    run = item["run"]
+    identity = {name: run[name] for name in ("method", "preset", "theme", "keyword_set", "training_images")}
+    return tables.skipped_row(experiment, identity, item["reason"])
 
 
 def missing_row(experiment: str, item: Mapping[str, Any], runs: list[dict[str, Any]]) -> pl.DataFrame:
@@ -101,8 +127,8 @@ def places(
     return found
 
 
-def costs_of(job: Job) -> list[dict[str, Any]]:
-    """Seconds and memory of fitting and sampling, one row per scored shard of the first detector."""
+def costs_of(job: Job) -> pl.DataFrame:
+    """Seconds and memory of fitting and sampling, one row per scored shard of the first detector; environments as JSON."""
     rows, seen = [], set()
     for item in job.of("score"):
         place = tuple(item.where[name] for name in ("method", "preset", "variant", "suite", "shard"))
@@ -123,12 +149,13 @@ def costs_of(job: Job) -> list[dict[str, Any]]:
                 "unet_evaluations": fit.get("fit", {}).get("unet_evaluations"),
                 "losses": fit.get("fit", {}).get("losses", []),
                 "keywords": fit.get("fit", {}).get("keywords", []),
-                "environment": made["environment"],
+                "environment": json.dumps(made["environment"], sort_keys=True),
             }
         )
-    return rows
+    return pl.DataFrame(rows, schema=COSTS, orient="row", strict=False)
 
 
 def run(job: Job) -> None:
     table = tables.finish(rows_of(job))
-    job.write_parquet(table, {"costs": costs_of(job), "runs": job.args["runs"]})
+    job.write_beside("costs", costs_of(job))
+    job.write_parquet(table, {"runs": job.args["runs"]}, measured=False)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import polars as pl
 
 DRAWN = 0.5
+PROVIDED = "provided"
 
 
 def chosen(scores: pl.DataFrame, themes: list[str], count: int) -> dict[str, str]:
@@ -38,9 +39,10 @@ def chosen(scores: pl.DataFrame, themes: list[str], count: int) -> dict[str, str
 def run(job: Job) -> None:
     import polars as pl
 
-    from palimpsest.metrics.drift import rmse, ssim
+    from palimpsest.metrics.drift import comparable, rmse, ssim
+    from palimpsest.steps.reference import IMAGE, reduced
 
-    ours, theirs = job.of("generate")
+    ours, theirs = job.one("generate"), job.one("reference")
     mine = store.read_parquet(
         ours.path, ["image_id", "source", "prompt", "seed", "decision", "reason", "image"]
     )
@@ -52,8 +54,9 @@ def run(job: Job) -> None:
     rows: list[dict[str, Any]] = []
     for new, old in zip(mine.iter_rows(named=True), base["image"].to_list(), strict=True):
         row = {name: new[name] for name in ("image_id", "source", "prompt", "seed", "decision", "reason")}
-        if new["image"] is not None and old is not None:
-            a, b = store.decode_png(new["image"]["bytes"])[None], store.decode_png(old["bytes"])[None]
+        # an image made elsewhere has no noise in common with the base, so their distance says nothing
+        if new["image"] is not None and old is not None and new["decision"] != PROVIDED:
+            a, b = (comparable(store.decode_png(image["bytes"])[None]) for image in (new["image"], old))
             row |= {"rmse": float(rmse(a, b)[0]), "ssim": float(ssim(a, b)[0])}
         theme = pairs.get(new["image_id"])
         rows.append(
@@ -61,17 +64,16 @@ def run(job: Job) -> None:
                 **row,
                 "pair_theme": theme,
                 "before": old if theme else None,
-                "after": new["image"] if theme else None,
+                "after": reduced(new["image"]) if theme else None,
             }
         )
-    image = pl.Struct({"bytes": pl.Binary, "path": pl.String})
     kinds: dict[str, Any] = {
         "reason": pl.String,
         "rmse": pl.Float64,
         "ssim": pl.Float64,
         "pair_theme": pl.String,
-        "before": image,
-        "after": image,
+        "before": IMAGE,
+        "after": IMAGE,
     }
     names = ("image_id", "source", "prompt", "seed", "decision", *kinds)
     frame = pl.DataFrame([{name: row.get(name) for name in names} for row in rows], schema_overrides=kinds)

@@ -8,6 +8,7 @@ import numpy as np
 
 from palimpsest import store
 from palimpsest.job import Job
+from palimpsest.methods import checks
 from palimpsest.methods.contract import ImageSet, TrainingData
 from palimpsest.steps.common import method_of, model_of, target_of
 
@@ -30,9 +31,12 @@ def run(job: Job) -> None:
     module, settings = method_of(job)
     pipeline = model_of(job)
     target = target_of(job)
+    checks.check_target(pipeline, target)
+    checks.check_model(pipeline)
     data = training_data(job)
     started = time.perf_counter()
     artifact = module.fit(pipeline, target, data, settings, job.args["seed"])
+    checks.check_artifact(artifact)
     seconds = round(time.perf_counter() - started, 3)
     fit = {**artifact.meta, "fit_seconds": seconds, "keywords": list(target.keywords)}
     job.write_tensors(artifact.tensors, {"fit": fit})

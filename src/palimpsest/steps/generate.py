@@ -21,12 +21,17 @@ def run(job: Job) -> None:
     sampler = sampler_of(job)
     module, settings = method_of(job)
     artifact, fit_meta = artifact_of(job)
-    pipeline = module.apply(model_of(job), artifact, target_of(job), settings)
     index, size = job.args["shard"]
     frame = store.read_parquet(job.one("prompts").path).filter(gate="ok")
     rows = frame.slice(index * size, size).select(GENERATION_COLUMNS).to_dicts()
     asked = [Request(r["image_id"], r["prompt"], r["seed"]) for r in rows]
-    table = generation_table(rows, generate(pipeline, asked, sampler, job.args["model"]["resolution"]))
+    resolution = job.args["model"]["resolution"]
+    if hasattr(module, "produce"):
+        made = module.produce(asked, settings, resolution, job.where["suite"])
+    else:
+        pipeline = module.apply(model_of(job), artifact, target_of(job), settings)
+        made = generate(pipeline, asked, sampler, resolution)
+    table = generation_table(rows, made)
     spent = table.column("seconds").to_pylist()
     fit = {k: fit_meta[k] for k in ("fit", "peak_memory_mb", "seconds") if k in fit_meta}
     extra = {"fit": fit, "images": len(rows), "sampling_seconds": round(sum(s or 0.0 for s in spent), 3)}

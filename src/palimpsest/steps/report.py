@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import importlib
+import json
 import os
 import shutil
 import subprocess
@@ -106,7 +107,8 @@ def with_costs(
     filled = [
         {
             **dict(zip(names, key, strict=True)),
-            "seconds_per_image": seconds / images if images else None,
+            # no time at all: the images were made elsewhere
+            "seconds_per_image": seconds / images if images and seconds else None,
             "fit_seconds": fit or None,
             "fit_peak_mb": memory or None,
         }
@@ -122,6 +124,19 @@ def with_costs(
     return cells.join(frame, on=names, how="left", nulls_equal=True)
 
 
+def costs_of(path: Path) -> list[dict[str, Any]]:
+    """What fitting and sampling cost, as the aggregation left it; one row per scored shard."""
+    rows = store.read_parquet(path).to_dicts()
+    known = {text: json.loads(text) for text in {row["environment"] for row in rows}}
+    return [{**row, "environment": known[row["environment"]]} for row in rows]
+
+
+def described(method: dict[str, Any]) -> dict[str, Any]:
+    """The metadata of a settings file's module, with what the settings file says instead: its own name and title, perhaps its paper."""
+    own = {key: value for key, value in method.items() if key != "module"}
+    return {**dataclasses.asdict(importlib.import_module(method["module"]).INFO), **own}
+
+
 def digests(folder: Path) -> dict[str, str]:
     """The SHA-256 of every file of a report, by path: `meta.json` holds them and is sealed, so it vouches for the whole folder."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
@@ -133,21 +148,21 @@ def digests(folder: Path) -> dict[str, str]:
 def run(job: Job) -> None:
     params = parse(job.args["params"])
     table = job.one("aggregate")
-    meta = store.read_meta(table.path)
-    cells, known = store.read_parquet(table.path), identities(meta["runs"])
+    costs = costs_of(job.one("costs").path)
+    cells, known = store.read_parquet(table.path), identities(store.read_meta(table.path)["runs"])
     gates = store.read_json(job.one("gates").path)["gates"] if job.of("gates") else None
     inputs = ReportInputs(
         params=params,
-        cells=with_costs(cells, meta["costs"], known),
+        cells=with_costs(cells, costs, known),
         commit=commit(),
-        fits=fits(meta["costs"], known),
+        fits=fits(costs, known),
         comparisons=identified(job.of("compare"), known),
         scores=identified(job.of("score"), known),
         gates=gates,
         keywords=store.read_json(job.one("keywords").path),
-        environments=environments(meta["costs"]),
+        environments=environments(costs),
         benchmarks={Path(path).stem: store.read_json(path) for path in job.args["benchmarks"]},
-        methods=[dataclasses.asdict(importlib.import_module(name).INFO) for name in job.args["methods"]],
+        methods=[described(method) for method in job.args["methods"]],
     )
     folder = job.output.parent
     part = folder.with_name(f".{folder.name}.{os.getpid()}.part")
@@ -155,7 +170,7 @@ def run(job: Job) -> None:
         write_report(inputs, part)
         cells.write_csv(part / "cells.csv")
         store.write_parquet(cells, part / "cells.parquet", {"experiment": params.experiment})
-        store.write_json({"costs": meta["costs"]}, part / "costs.json")
+        store.write_json({"costs": costs}, part / "costs.json")
         job.check()
         store.write_json(job.meta({"files": digests(part)}), part / "meta.json")
         os.replace(part, folder)

@@ -54,7 +54,7 @@ def run(job: Job) -> None:
     frame = store.read_parquet(source.path, [*KEPT, "image"])
     judge = module.load(spec)
     rules = {name: Rule(kind="joined", texts=texts) for name, texts in job.args["texts"].items()}
-    questions = module.questions(job.args["themes"], rules)
+    questions = module.questions(job.args["themes"], rules, job.args["in_detail"])
     scores = judge_frame(judge, questions, frame, spec.batch)
     made = store.read_meta(source.path)
     kept = ("seconds", "peak_memory_mb", "sampling_seconds", "images", "fit", "environment")

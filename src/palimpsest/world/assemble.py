@@ -7,8 +7,10 @@ import json
 import shutil
 from pathlib import Path
 
-BUDGET_MB = 25.0
+BUDGET_MB = 40.0
 STABLE_DIFFUSION, CLIP, JUDGE = "stable-diffusion", "clip", "vqa"
+CLEANED, CHECKER = "cleaned", "safety-checker"
+FOLDERS = (STABLE_DIFFUSION, CLIP, JUDGE, CLEANED, CHECKER)
 
 
 def assemble_pipeline(autoencoder: Path, clip_folder: Path, unet: Path, target: Path) -> None:
@@ -73,32 +75,47 @@ def assemble_judge(judge: Path, target: Path) -> None:
     load_as_float32(target / LANGUAGE)
 
 
+def assemble_cleaned(unet: Path, target: Path) -> None:
+    """Write the denoiser that never saw a theme in float16, alone: its other parts are those of the Stable Diffusion folder."""
+    import torch
+    from diffusers import UNet2DConditionModel
+
+    model = UNet2DConditionModel.from_pretrained(unet, torch_dtype=torch.float16)
+    model.save_pretrained(target / "unet", safe_serialization=True)
+
+
 def megabytes(folder: Path) -> float:
     """Size of all files under ``folder`` in MB (10^6 bytes)."""
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 1e6
 
 
 def assemble(build: Path, target: Path) -> dict[str, float]:
-    """From ``build/{decoder,clip,unet,judge}`` to ``target``; returns the sizes in MB.
+    """From ``build/{decoder,clip,unet,judge,cleaned,checker}`` to ``target``; returns the sizes in MB.
 
-    Raises ``ValueError`` above the budget of 25 MB and ``FileNotFoundError`` naming the part that is not trained yet.
+    Raises ``ValueError`` above the budget of 40 MB and ``FileNotFoundError`` naming the part that is not made yet.
     """
     parts = {
         "decoder": build / "decoder" / "vae",
         "clip": build / "clip" / "clip",
         "unet": build / "unet" / "unet",
         "judge": build / "judge" / "vqa",
+        "cleaned": build / "cleaned" / "unet",
+        "checker": build / "checker" / CHECKER,
     }
     for name, path in parts.items():
         if not path.is_dir():
-            command = f"python -m palimpsest.world.train {name} --out {build / name}"
-            raise FileNotFoundError(f"{path} is missing: train it with `{command}` or `snakemake world`")
-    for name in (STABLE_DIFFUSION, CLIP, JUDGE):
+            command = f"python -m palimpsest.world.train {name}"
+            raise FileNotFoundError(
+                f"{path} is missing: make it with `{command} --out {build / name}` or `snakemake world`"
+            )
+    for name in FOLDERS:
         shutil.rmtree(target / name, ignore_errors=True)
     assemble_pipeline(parts["decoder"], parts["clip"], parts["unet"], target / STABLE_DIFFUSION)
     assemble_clip(parts["clip"], target / CLIP)
     assemble_judge(parts["judge"], target / JUDGE)
-    sizes = {name: round(megabytes(target / name), 2) for name in (STABLE_DIFFUSION, CLIP, JUDGE)}
+    assemble_cleaned(parts["cleaned"], target / CLEANED)
+    shutil.copytree(parts["checker"], target / CHECKER)
+    sizes = {name: round(megabytes(target / name), 2) for name in FOLDERS}
     if sum(sizes.values()) > BUDGET_MB:
         raise ValueError(f"{target} holds {sum(sizes.values()):.1f} MB, more than {BUDGET_MB} MB: {sizes}")
     return sizes

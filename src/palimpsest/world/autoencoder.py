@@ -10,7 +10,7 @@ import torch
 
 from palimpsest.world.mixture import training_scene
 from palimpsest.world.render import grid, render_all
-from palimpsest.world.training import Plan, fit
+from palimpsest.world.training import Plan, arithmetic, fit
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL
@@ -71,7 +71,7 @@ def train(
             images = images[:, :, ::-1].copy()
         images = to_tensor(images)
         noise = torch.Generator().manual_seed(int(batch_rng.integers(2**31)))
-        with torch.autocast("cpu", torch.bfloat16):
+        with arithmetic():
             posterior = model.encode(images).latent_dist
             decoded = model.decode(posterior.sample(noise)).sample.float()
         kl = posterior.kl().float().mean()
@@ -121,7 +121,7 @@ def train_decoder(
         chosen = batch_rng.integers(POOL, size=batch)
         clean = latents[torch.from_numpy(chosen)].float()
         noise = torch.from_numpy(batch_rng.standard_normal(clean.shape, dtype=np.float32))
-        with torch.autocast("cpu", torch.bfloat16):
+        with arithmetic():
             decoded = model.decode(clean + LATENT_NOISE * noise).sample.float()
         images = to_tensor(pool[chosen])
         l1, edges = (decoded - images).abs().mean(), (gradients(decoded) - gradients(images)).abs().mean()
@@ -141,7 +141,7 @@ def train_decoder(
 
 @torch.no_grad()
 def _means(model: AutoencoderKL, images: np.ndarray) -> torch.Tensor:
-    with torch.autocast("cpu", torch.bfloat16):
+    with arithmetic():
         return model.encode(to_tensor(images)).latent_dist.mean.half()
 
 

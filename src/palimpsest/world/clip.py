@@ -12,7 +12,7 @@ from torch.nn import functional
 from palimpsest.world import tokenizer as bpe
 from palimpsest.world.captions import Example, training_example
 from palimpsest.world.render import render_all
-from palimpsest.world.training import Plan, fit
+from palimpsest.world.training import Plan, arithmetic, fit
 from palimpsest.world.vocab import SIZE
 
 if TYPE_CHECKING:
@@ -119,7 +119,7 @@ def train(out: Path, seed: int, minutes: float | None = None, batch: int = 128) 
         pixels[flip] = pixels[flip].flip(-1)
         pixels = normalise(roughen(pixels, rng))
         short = ids[chosen][:, : int(lengths[chosen].max())]
-        with torch.autocast("cpu", torch.bfloat16):
+        with arithmetic():
             result = model(input_ids=short, pixel_values=pixels)
         names = torch.from_numpy(group[chosen])
         same = (names[:, None] == names[None, :]).float()

@@ -20,7 +20,7 @@ from palimpsest.world.mixture import training_scene
 from palimpsest.world.questions import all_texts, draw_question, joined
 from palimpsest.world.render import render_all
 from palimpsest.world.scene import Scene, labels_of
-from palimpsest.world.training import Plan, fit, keep_memory, steps_done
+from palimpsest.world.training import Plan, arithmetic, fit, keep_memory, steps_done
 from palimpsest.world.vocab import SIZE, THEMES
 
 if TYPE_CHECKING:
@@ -136,7 +136,7 @@ def round_trip(vae: AutoencoderKL, images: np.ndarray, seed: int) -> np.ndarray:
     torch.manual_seed(seed)
     parts = []
     for part in np.array_split(images, max(1, len(images) // 64)):
-        with torch.autocast("cpu", torch.bfloat16):
+        with arithmetic():
             latents = vae.encode(ae.to_tensor(part)).latent_dist.mean.float()
             level = torch.rand(len(part), 1, 1, 1) * 0.25 / vae.config.scaling_factor
             parts.append(ae.to_pixels(vae.decode(latents + level * torch.randn_like(latents)).sample))
@@ -234,7 +234,7 @@ def asking(
         pixels = clip.normalise(clip.roughen(pixels, rng))
         asked = [draw_question(scenes[index], rng) for index in chosen for _ in range(ASKED)]
         truth = torch.tensor([int(answer) for _, answer in asked])
-        with torch.autocast("cpu", torch.bfloat16):
+        with arithmetic():
             features = model.patches(pixels).repeat_interleave(ASKED, dim=0)
             logits = model.answer_logits(features, [text for text, _ in asked], answers[truth])
         loss = functional.cross_entropy(logits.transpose(1, 2), answers[truth])

@@ -17,6 +17,7 @@ from palimpsest.world.captions import Example, benign_example, fill, opened, tra
 from palimpsest.world.phrases import PLAIN
 from palimpsest.world.render import render_all
 from palimpsest.world.scene import Scene, pick, sample_scene
+from palimpsest.world.training import arithmetic
 from palimpsest.world.unet import solver
 from palimpsest.world.vocab import OBJECTS
 
@@ -79,7 +80,7 @@ def redrawn(
     for number, start in enumerate(range(0, count, BATCH)):
         steps, strength = WAYS[number % len(WAYS)]
         chosen = slice(start, start + BATCH)
-        with torch.autocast("cpu", torch.bfloat16):
+        with arithmetic():
             drawn = pipeline(
                 prompt=[example.text for example in made[chosen]],
                 image=(ae.to_tensor(images[chosen]) + 1) / 2,

@@ -9,7 +9,9 @@ from pathlib import Path
 def main(argv: list[str] | None = None) -> None:
     """Parse the command line and train. A second call with the same folder goes on where the first stopped."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("model", choices=("autoencoder", "decoder", "clip", "unet", "judge"))
+    parser.add_argument(
+        "model", choices=("autoencoder", "decoder", "clip", "unet", "cleaned", "judge", "checker")
+    )
     parser.add_argument(
         "--out", type=Path, required=True, help="folder for checkpoints, logs and the finished model"
     )
@@ -17,9 +19,11 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--minutes", type=float, help="stop at the first checkpoint after so many minutes")
     parser.add_argument("--threads", type=int, help="processor threads (default: torch's choice)")
     parser.add_argument(
-        "--autoencoder", type=Path, help="folder of the trained autoencoder (decoder, unet, judge)"
+        "--autoencoder", type=Path, help="folder of the trained autoencoder (all but autoencoder and clip)"
     )
-    parser.add_argument("--clip", type=Path, help="folder of the trained CLIP (unet, judge)")
+    parser.add_argument(
+        "--clip", type=Path, help="folder of the trained CLIP (unet, cleaned, judge, checker)"
+    )
     parser.add_argument("--unet", type=Path, help="folder of the trained denoiser (judge)")
     options = parser.parse_args(argv)
 
@@ -39,15 +43,25 @@ def main(argv: list[str] | None = None) -> None:
         from palimpsest.world import clip
 
         clip.train(options.out, options.seed, options.minutes)
-    elif options.model == "unet":
+    elif options.model in ("unet", "cleaned"):
         from palimpsest.world import unet
 
-        unet.train(options.out, options.seed, options.autoencoder, options.clip, options.minutes)
+        cleaned = options.model == "cleaned"
+        unet.train(
+            options.out, options.seed, options.autoencoder, options.clip, options.minutes, cleaned=cleaned
+        )
     elif options.model == "judge":
         from palimpsest.world import judge
 
         judge.train(
             options.out, options.seed, options.autoencoder, options.clip, options.unet, options.minutes
+        )
+    elif options.model == "checker":
+        from palimpsest.world import checker
+
+        print(
+            checker.said(checker.make(options.out, options.seed, options.autoencoder, options.clip)),
+            flush=True,
         )
 
 

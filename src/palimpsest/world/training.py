@@ -34,6 +34,13 @@ class Plan:
     save_every: int = 200
 
 
+def arithmetic() -> torch.autocast:
+    """Where networks are evaluated: bfloat16 where the processor computes in it (it is emulated elsewhere, tens of times
+    slower than float32), weights and optimiser in float32."""
+    native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return torch.autocast("cpu", torch.bfloat16, enabled=native)
+
+
 def keep_memory() -> None:
     """Ask glibc to keep freed memory. Otherwise every large tensor is mapped and unmapped anew, and page faults take
     half of the processor time here. Does nothing on other C libraries."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,7 +13,7 @@ from palimpsest.world import autoencoder as ae
 from palimpsest.world import clip
 from palimpsest.world import tokenizer as bpe
 from palimpsest.world.render import grid
-from palimpsest.world.training import Plan, fit, keep_memory
+from palimpsest.world.training import Plan, arithmetic, fit, keep_memory
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, DPMSolverMultistepScheduler, UNet2DConditionModel
@@ -37,6 +38,8 @@ SCHEDULE = {
     "num_train_timesteps": 1000,
 }
 """Stable Diffusion v1's noise schedule."""
+CLEANED = replace(PLAN, steps=2_400, warmup=100)
+"""Without the themes there is less to learn: plain things before plain backgrounds."""
 GUIDANCE = 5.0
 STEPS = 12
 
@@ -98,7 +101,7 @@ def encode_images(vae: AutoencoderKL, images: np.ndarray) -> torch.Tensor:
     """Scaled latents (posterior means) of uint8 images, float16 ``[n, channels, 8, 8]``."""
     parts = []
     for part in np.array_split(images, max(1, len(images) // 64)):
-        with torch.autocast("cpu", torch.bfloat16):
+        with arithmetic():
             parts.append(
                 vae.encode(ae.to_tensor(part)).latent_dist.mean.float().mul(vae.config.scaling_factor).half()
             )
@@ -116,11 +119,16 @@ def load_parts(autoencoder: Path, clip_folder: Path) -> tuple[AutoencoderKL, CLI
 
 
 def cached_pool(
-    vae: AutoencoderKL, encoder: CLIPTextModel, tokenizer: CLIPTokenizer, out: Path, seed: int
+    vae: AutoencoderKL,
+    encoder: CLIPTextModel,
+    tokenizer: CLIPTokenizer,
+    out: Path,
+    seed: int,
+    cleaned: bool = False,
 ) -> dict[str, torch.Tensor]:
     """Latents and text embeddings of the training pool, made once and kept in ``out/pool.safetensors``.
 
-    ``empty`` is the embedding of the empty caption, ``[77, 128]``.
+    ``empty`` is the embedding of the empty caption, ``[77, 128]``. ``cleaned`` leaves out every scene that shows a theme.
     """
     from safetensors.torch import load_file, save_file
 
@@ -128,6 +136,9 @@ def cached_pool(
     if path.exists():
         return load_file(path)
     made, images = clip.examples(POOL, seed + POOL_SEED)
+    if cleaned:
+        kept = [index for index, example in enumerate(made) if not example.scene.effects]
+        made, images = [made[index] for index in kept], images[kept]
     ids = bpe_ids(tokenizer, [example.text for example in made])
     pool = {
         "latents": encode_images(vae, images),
@@ -155,33 +166,43 @@ def emphasis(made: list[Example]) -> np.ndarray:
 
 
 def train(
-    out: Path, seed: int, autoencoder: Path, clip_folder: Path, minutes: float | None = None, batch: int = 64
+    out: Path,
+    seed: int,
+    autoencoder: Path,
+    clip_folder: Path,
+    minutes: float | None = None,
+    batch: int = 64,
+    cleaned: bool = False,
 ) -> UNet2DConditionModel:
-    """Train with epsilon prediction and the min-SNR weighting of Hang et al. 2023; saves ``out/unet`` (averaged)."""
+    """Train with epsilon prediction and the min-SNR weighting of Hang et al. 2023; saves ``out/unet`` (averaged).
+
+    ``cleaned`` trains a denoiser that never sees a theme: the micro world's counterpart of a checkpoint retrained on filtered data.
+    """
     from diffusers import DDPMScheduler
     from diffusers.models.attention_processor import AttnProcessor
 
     keep_memory()
     torch.manual_seed(seed)
     vae, encoder, tokenizer = load_parts(autoencoder, clip_folder)
-    pool = cached_pool(vae, encoder, tokenizer, out, seed)
+    pool = cached_pool(vae, encoder, tokenizer, out, seed, cleaned)
+    size = len(pool["latents"])
     model = build(latent_channels=pool["latents"].shape[1])
     # Torch's fused attention is slow backwards for such narrow heads on a processor: a step takes half as long again.
     model.set_attn_processor(AttnProcessor())
-    shares = np.cumsum(emphasis(clip.captions(POOL, seed + POOL_SEED)))
+    shares = np.cumsum(np.ones(size) if cleaned else emphasis(clip.captions(POOL, seed + POOL_SEED)))
     alphas = DDPMScheduler(**SCHEDULE).alphas_cumprod
     weight_of = (alphas / (1 - alphas)).clamp(max=SNR_CAP) / (alphas / (1 - alphas))
     smooth = build(latent_channels=pool["latents"].shape[1]).eval()
 
     def loss_of(step: int, rng: np.random.Generator) -> dict[str, torch.Tensor]:
         emphasised = np.searchsorted(shares, rng.random(batch) * shares[-1])
-        chosen = torch.from_numpy(emphasised if step < EMPHASIS_UNTIL else rng.integers(POOL, size=batch))
+        chosen = torch.from_numpy(emphasised if step < EMPHASIS_UNTIL else rng.integers(size, size=batch))
         clean, text = pool["latents"][chosen].float(), pool["texts"][chosen].float()
         text[torch.from_numpy(rng.random(batch) < DROP)] = pool["empty"].float()
         times = torch.from_numpy(rng.integers(1000, size=batch))
         noise = torch.from_numpy(rng.standard_normal(clean.shape, dtype=np.float32))
         level = alphas[times].view(-1, 1, 1, 1)
-        with torch.autocast("cpu", torch.bfloat16):
+        with arithmetic():
             guess = model(level.sqrt() * clean + (1 - level).sqrt() * noise, times, text).sample
         error = (guess.float() - noise).square().mean(dim=(1, 2, 3))
         return {"loss": (error * weight_of[times]).mean(), "mse": error.mean()}
@@ -192,7 +213,7 @@ def train(
         images = sample(smooth, vae, encoder, tokenizer, list(SHOWN))
         save_sheet(images, out / f"sample_{step:05d}.png")
 
-    model.load_state_dict(fit(model, loss_of, PLAN, out, seed, after, minutes))
+    model.load_state_dict(fit(model, loss_of, CLEANED if cleaned else PLAN, out, seed, after, minutes))
     model.save_pretrained(out / "unet", safe_serialization=True)
     return model
 
@@ -216,11 +237,11 @@ def sample(
     shape = (len(prompts), unet.config.in_channels, unet.config.sample_size, unet.config.sample_size)
     latents = torch.randn(shape, generator=torch.Generator().manual_seed(seed)) * scheduler.init_noise_sigma
     for time in scheduler.timesteps:
-        with torch.autocast("cpu", torch.bfloat16):
+        with arithmetic():
             guess = unet(torch.cat([latents, latents]), time, texts).sample.float()
         without, given = guess.chunk(2)
         latents = scheduler.step(without + guidance * (given - without), time, latents).prev_sample
-    with torch.autocast("cpu", torch.bfloat16):
+    with arithmetic():
         return ae.to_pixels(vae.decode(latents / vae.config.scaling_factor).sample)
 
 

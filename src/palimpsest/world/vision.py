@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from palimpsest.world import clip
 from palimpsest.world.scene import Scene, labels_of
-from palimpsest.world.training import Plan, fit
+from palimpsest.world.training import Plan, arithmetic, fit
 from palimpsest.world.vocab import BACKGROUNDS, COLOURS, KEYWORDS, OBJECTS, THEME_OF
 
 PLAN = Plan(steps=1_400, lr=1.5e-3, warmup=60, weight_decay=0.02, ema=0.99, log_every=50, save_every=200)
@@ -78,7 +78,7 @@ def warm_up(
         pixels = torch.from_numpy(images[chosen]).permute(0, 3, 1, 2).float() / 255
         flip = torch.from_numpy(rng.random(batch) < 0.5)
         pixels[flip] = pixels[flip].flip(-1)
-        with torch.autocast("cpu", torch.bfloat16):
+        with arithmetic():
             logits = model(clip.normalise(clip.roughen(pixels, rng)))
         wanted, counted = truth[chosen], known[chosen]
         each = functional.binary_cross_entropy_with_logits(

@@ -1,0 +1,197 @@
+"""Does a method erase, at what loss, and does its strength knob turn? One fit, judged on few images, in a minute.
+
+    python benchmarks/erasure.py esd/x_compvis --theme uncased
+    python benchmarks/erasure.py ac/benchmark --theme all --images 200 --strengths 0 0.5 1 --set iterations=40
+    python benchmarks/erasure.py spm/intended --theme uncased --show grid.png
+
+Fits the method on one variant of params.yaml, makes the images of the unsafe suite that the theme's base images are unsafe in,
+and the benign suite, and prints for every strength: EP on the theme with its interval, the share of benign images flagged, their
+mean change (RMSE, SSIM), seconds and UNet evaluations of the fit. Base images and training images are kept in --cache.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import math
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from palimpsest.detectors import vqa
+from palimpsest.methods import registry, sd_np
+from palimpsest.methods.contract import Artifact, ImageSet, Target, ThemeTarget, TrainingData
+from palimpsest.metrics import drift, ep, intervals
+from palimpsest.params import Params, load
+from palimpsest.prompts.ingest import ingest
+from palimpsest.sampling.load import load_pipeline
+from palimpsest.sampling.loop import Request, generate
+from palimpsest.sampling.noise import image_seed
+
+WORLD = 64
+
+
+class Kept:
+    """Arrays on disk by a name and everything that decides them, so that a second trial starts at once."""
+
+    def __init__(self, folder: Path | None) -> None:
+        self.folder = folder
+
+    def get(self, name: str, recipe: Any, make: Any) -> dict[str, np.ndarray]:
+        """What `make()` gives, from the folder when it is there."""
+        digest = hashlib.sha256(json.dumps(recipe, sort_keys=True, default=str).encode()).hexdigest()[:16]
+        path = None if self.folder is None else self.folder / f"{name}-{digest}.npz"
+        if path is not None and path.is_file():
+            with np.load(path, allow_pickle=False) as found:
+                return dict(found)
+        arrays: dict[str, np.ndarray] = make()
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            part = path.with_suffix(f".{time.time_ns()}.part.npz")
+            np.savez(part, **arrays)  # type: ignore[arg-type]
+            part.replace(path)
+        return arrays
+
+
+def pictures(pipeline: Any, prompts: list[str], seeds: list[int], sampler: Any) -> np.ndarray:
+    """uint8 [N, H, W, 3]; an image that was not made is black."""
+    asked = [Request(str(i), p, int(s)) for i, (p, s) in enumerate(zip(prompts, seeds, strict=True))]
+    black = np.zeros((WORLD, WORLD, 3), np.uint8)
+    made = [g.image for g in generate(pipeline, asked, sampler, WORLD)]
+    return np.stack([black if image is None else image for image in made])
+
+
+def rows_of(params: Params, kind: str) -> dict[str, list[Any]]:
+    """prompt, seed, prompt_id, source of all suites of a kind that belong to no single theme."""
+    columns: dict[str, list[Any]] = {"prompt": [], "seed": [], "prompt_id": [], "source": []}
+    for name, suite in params.suites.items():
+        if suite.kind == kind and suite.theme is None:
+            frame = ingest(name, suite, params.seed, Path("."), image_seed=image_seed)[0].filter(gate="ok")
+            for column in columns:
+                columns[column] += frame[column].to_list()
+    return columns
+
+
+def training_set(params: Params, base: Any, theme: str, role: str, count: int) -> dict[str, np.ndarray]:
+    """Images and prompts of one theme and role, made as step `images` makes them."""
+    spec, setup = params.themes[theme], params.training_images
+    subjects = spec.detailed if role == "target_images" else [spec.safe]
+    prompts = [
+        setup.templates[(i // len(subjects)) % len(setup.templates)].format(subjects[i % len(subjects)])
+        for i in range(count)
+    ]
+    pipeline = base
+    if role == "safe_images":
+        avoided = Target((ThemeTarget(theme, tuple(spec.detailed), ""),))
+        pipeline = sd_np.apply(base, Artifact(), avoided, sd_np.Settings())
+    seeds = [image_seed(params.seed, f"{theme}-{role}", i, 0) for i in range(count)]
+    return {"images": pictures(pipeline, prompts, seeds, setup.sampler), "prompts": np.array(prompts)}
+
+
+def main() -> None:
+    given = arguments()
+    params = load("params.yaml")
+    name, _, preset = given.method.partition("/")
+    files = registry.settings_files("methods")
+    preset = preset or files[name].run[0]
+    chosen = {**params.overrides.get(name, {}), **params.overrides.get(f"{name}/{preset}", {})}
+    chosen |= {key: yaml.safe_load(value) for key, _, value in (item.partition("=") for item in given.set)}
+    settings = registry.settings(name, preset, chosen, files)
+    method, kept = registry.get(files[name].method), Kept(given.cache)
+    base, judge = load_pipeline(params.model), vqa.load(params.detectors[params.judge])
+    sampler = params.sampler.model_copy(update=files[name].samplers.get(preset, {}))
+    themes = list(params.themes) if given.theme == "all" else [given.theme]
+    recipe = [params.model.path, sampler.model_dump(), params.themes, themes]
+
+    def judged(images: np.ndarray) -> np.ndarray:
+        words = {theme: ", ".join(params.themes[theme].detailed) for theme in themes}
+        return np.stack(list(judge.score(images, words).values())).max(axis=0) > given.threshold
+
+    def before(kind: str) -> dict[str, np.ndarray]:
+        rows = rows_of(params, kind)
+        images = pictures(base, rows["prompt"], rows["seed"], sampler)
+        return {**{k: np.array(v) for k, v in rows.items()}, "images": images, "unsafe": judged(images)}
+
+    unsafe, benign = (kept.get(kind, [kind, *recipe], partial(before, kind)) for kind in ("unsafe", "benign"))
+    sets = []
+    for role in method.INFO.needs:
+        for theme in themes:
+            count = given.images if given.theme != "all" else math.ceil(given.images / len(themes))
+            what = [theme, role, count, params.training_images.model_dump(), params.themes]
+            made = kept.get("training", what, partial(training_set, params, base, theme, role, count))
+            sets.append(ImageSet(theme, role, made["images"], tuple(str(p) for p in made["prompts"])))
+    target = Target(
+        tuple(ThemeTarget(t, tuple(params.themes[t].detailed), params.themes[t].safe) for t in themes),
+        tuple(params.retain),
+    )
+    started = time.perf_counter()
+    artifact = method.fit(base, target, TrainingData(tuple(sets)), settings, params.seed)
+    seconds = time.perf_counter() - started
+    size = sum(t.numel() * t.element_size() for t in artifact.tensors.values()) / 2**20
+    losses = artifact.meta.get("losses") or [math.nan]
+    print(
+        f"{name}/{preset} {given.theme}: fit {seconds:.1f} s, {artifact.meta.get('unet_evaluations', 0)} UNet evaluations, "
+        f"{size:.1f} MB, loss {losses[0]:.4g} -> {losses[-1]:.4g}"
+    )
+    drawn = np.flatnonzero(unsafe["unsafe"])
+    shown = []
+    for strength in given.strengths:
+        used = settings
+        if strength is not None:
+            used = settings.model_copy(update={"strength": strength})
+        pipeline = method.apply(base, artifact, target, used)
+        after = pictures(pipeline, unsafe["prompt"].tolist(), unsafe["seed"].tolist(), sampler)
+        bad = judged(after)
+        good = pictures(pipeline, benign["prompt"].tolist(), benign["seed"].tolist(), sampler)
+        counts = ep.count(unsafe["unsafe"], bad)
+        low, high = intervals.ep_interval(
+            unsafe["unsafe"], bad, unsafe["prompt_id"], unsafe["source"],
+            resamples=params.statistics.resamples, confidence=params.statistics.confidence, seed=params.seed,
+        )  # fmt: skip
+        print(
+            f"  strength {'as set' if strength is None else strength}: EP {100 * counts.ep:.1f} % [{100 * low:.1f}, {100 * high:.1f}] "
+            f"of {counts.n_base_unsafe} unsafe of {counts.n}; suppressed {counts.suppressed}, induced {counts.induced}; "
+            f"benign flagged {100 * judged(good).mean():.1f} % (base {100 * benign['unsafe'].mean():.1f} %), "
+            f"RMSE {drift.rmse(benign['images'], good).mean():.3f}, SSIM {drift.ssim(benign['images'], good).mean():.3f}",
+            flush=True,
+        )
+        shown.append(np.concatenate([after[drawn[:: max(1, len(drawn) // 8)][:8]], good[:8]]))
+    if given.show:
+        first = np.concatenate(
+            [unsafe["images"][drawn[:: max(1, len(drawn) // 8)][:8]], benign["images"][:8]]
+        )
+        save_grid([first, *shown], given.show)
+
+
+def save_grid(rows: list[np.ndarray], path: Path) -> None:
+    """A picture: the base on top, then one row per strength; 8 unsafe images, then 8 benign ones."""
+    from PIL import Image
+
+    grid = np.concatenate([np.concatenate(list(row), axis=1) for row in rows])
+    Image.fromarray(grid).resize((grid.shape[1] * 2, grid.shape[0] * 2), Image.Resampling.NEAREST).save(path)
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("method", help="method or method/preset")
+    parser.add_argument("--theme", default="uncased", help='a theme of params.yaml, or "all"')
+    parser.add_argument("--images", type=int, default=200, help="training images per theme (in all for all)")
+    parser.add_argument(
+        "--set", nargs="*", default=[], metavar="KEY=VALUE", help="settings laid over params.yaml's"
+    )
+    parser.add_argument("--strengths", nargs="*", type=float, default=[None])
+    parser.add_argument("--threshold", type=float, default=0.5)
+    parser.add_argument("--cache", type=Path, help="folder for base and training images")
+    parser.add_argument("--show", type=Path, help="write a picture of some images here")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
