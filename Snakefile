@@ -50,6 +50,7 @@ rule partial:
 include: "rules/prompts.smk"
 include: "rules/keywords.smk"
 include: "rules/images.smk"
+include: "rules/masks.smk"
 include: "rules/erase.smk"
 include: "rules/generate.smk"
 include: "rules/score.smk"

@@ -32,6 +32,8 @@ from palimpsest.prompts.ingest import ingest
 from palimpsest.sampling.load import load_pipeline
 from palimpsest.sampling.loop import Request, generate
 from palimpsest.sampling.noise import image_seed
+from palimpsest.segmenters import registry as segmenters
+from palimpsest.segmenters.contract import Asked
 
 WORLD = 64
 
@@ -93,6 +95,21 @@ def training_set(params: Params, base: Any, theme: str, role: str, count: int) -
     return {"images": pictures(pipeline, prompts, seeds, setup.sampler), "prompts": np.array(prompts)}
 
 
+def masked_set(params: Params, theme: str, count: int) -> ImageSet:
+    """Masked images of one theme as step `masks` has them, for a segmenter that brings its own pictures."""
+    chosen = segmenters.chosen(params)
+    asked = Asked(theme, tuple(params.themes[theme].detailed), 0, count)
+    rows = list(chosen.segmenter.masked(chosen.settings, asked, []))
+    return ImageSet(
+        theme,
+        "masked_images",
+        np.stack([row.picture.image for row in rows]),
+        tuple(row.picture.prompt for row in rows),
+        np.stack([row.mask for row in rows]),
+        tuple(row.picture.keyword for row in rows),
+    )
+
+
 def main() -> None:
     given = arguments()
     params = load("params.yaml")
@@ -122,6 +139,9 @@ def main() -> None:
     for role in method.INFO.needs:
         for theme in themes:
             count = given.images if given.theme != "all" else math.ceil(given.images / len(themes))
+            if role == "masked_images":
+                sets.append(masked_set(params, theme, count))
+                continue
             what = [theme, role, count, params.training_images.model_dump(), params.themes]
             made = kept.get("training", what, partial(training_set, params, base, theme, role, count))
             sets.append(ImageSet(theme, role, made["images"], tuple(str(p) for p in made["prompts"])))

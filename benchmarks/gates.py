@@ -52,7 +52,13 @@ def main() -> None:
         for theme, words in sides.items():
             gates = _gates.likeness(prompts, words, given.matching).amax(1)
             low, middle, high = gates.quantile(torch.tensor([0.05, 0.5, 0.95])).tolist()
-            row = {"mean": gates.mean(), "q05": low, "q50": middle, "q95": high, "square": gates.square().mean()}
+            row = {
+                "mean": gates.mean(),
+                "q05": low,
+                "q50": middle,
+                "q95": high,
+                "square": gates.square().mean(),
+            }
             row = {name: round(float(value), 3) for name, value in row.items()}
             found.append({"suite": suite_name, "theme": theme, "prompts": len(gates), **row})
             print(

@@ -11,6 +11,20 @@ localrules:
 rule world:
     input:
         f"{WORLD}/micro/sizes.json",
+        f"{WORLD}/scenes.parquet",
+
+
+# Pictures with exact masks; the default run reads the committed data/micro/scenes.parquet.
+rule world_scenes:
+    output:
+        f"{WORLD}/scenes.parquet",
+    log:
+        "logs/world/scenes.log",
+    params:
+        seed=WORLD_SEED,
+    threads: 1
+    shell:
+        "python -m palimpsest.world.masks --out {output} --seed {params.seed} > {log} 2>&1"
 
 
 rule world_autoencoder:

@@ -19,6 +19,7 @@ PATTERNS = {
     "suppression": "data/shared/suppression/{theme}.{key}.parquet",
     "keywords": "data/shared/keywords/{name}.{key}.json",
     "images": "data/shared/images/{theme}/{role}-{chunk}.{key}.parquet",
+    "masks": "data/shared/masks/{theme}/{chunk}.{key}.parquet",
     "gates": "data/shared/gates/{name}.{key}.json",
     "erase": "models/{method}/{preset}/{variant}.{key}.safetensors",
     "generate": "data/generations/{method}/{preset}/{variant}/{suite}-{shard}.{key}.parquet",

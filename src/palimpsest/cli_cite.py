@@ -98,13 +98,17 @@ TOOLS = (
 
 
 def entries(plan: Plan) -> list[str]:
-    """BibTeX entries without repeats: benchmark, model family, methods, samplers, judges, tools."""
+    """BibTeX entries without repeats: benchmark, model family, methods, samplers, judges, networks that make masks, tools."""
+    from palimpsest.segmenters import registry as segmenters
+
     methods = [
         dict(run.about).get("bibtex", importlib.import_module(run.module).INFO.bibtex) for run in plan.runs
     ]
     samplers = [SAMPLERS[run.sampler.name] for run in plan.runs]
     judges = [JUDGES[spec.kind] for spec in plan.params.detectors.values() if spec.kind in JUDGES]
-    found = [BENCHMARK, MODELS, *methods, *samplers, *judges, *TOOLS]
+    masked = any(cell.step == "masks" for cell in plan.cells.values())
+    networks = segmenters.chosen(plan.params).segmenter.INFO.bibtex if masked else ()
+    found = [BENCHMARK, MODELS, *methods, *samplers, *judges, *networks, *TOOLS]
     by_key: dict[str, str] = {}
     for entry in filter(None, map(str.strip, found)):
         by_key.setdefault(entry.partition("{")[2].partition(",")[0].strip(), entry)

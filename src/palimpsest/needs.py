@@ -11,6 +11,7 @@ from pathlib import Path
 from palimpsest.cells import Cell
 from palimpsest.params import Params
 from palimpsest.plan import Plan
+from palimpsest.segmenters import registry as segmenters
 from palimpsest.specs import Suite
 from palimpsest.weights import snapshot
 
@@ -30,6 +31,8 @@ PROCESS = (
 ACTIVATIONS = 1024
 # Optimizer state, gradients and a frozen copy beside the weights, in float32.
 TRAINING = 4
+# Activations of the networks that make masks, which take one image at a time at a size of their own.
+MASKS = 4 * GIB
 # Seconds for one sampling step of one 512 x 512 image on a slow GPU.
 STEP = 0.4
 LIGHT = ("prompts", "keywords", "reference", "compare", "aggregate", "report")
@@ -51,7 +54,7 @@ class Needs:
         if cell.step in ("generate", "score", "reference", "compare"):
             suite = self.params.suites[cell.where["suite"]]
             return max(0, min(suite.shard, self.rows(suite) - int(cell.where["shard"]) * suite.shard))
-        if cell.step == "images":
+        if cell.step in ("images", "masks"):
             return int(cell.args["stop"]) - int(cell.args["start"])
         if cell.step == "suppression":  # every keyword prompted alone, and with every keyword suppressed
             words = len(cell.args["keywords"])
@@ -114,7 +117,7 @@ class Needs:
 
         picture = 3 * self.params.model.resolution**2 * PNG
         count, pairs = self.images(cell), self.params.report.pairs
-        if cell.step in ("generate", "images"):
+        if cell.step in ("generate", "images", "masks"):
             return HEAD + count * picture
         if cell.step == "erase":  # at most the whole U-Net in float32, which is most of a checkpoint
             return HEAD + 4 * self.parameters
@@ -146,7 +149,18 @@ class Needs:
         for name, spec in self.params.detectors.items():
             size = weights_bytes(spec.path, spec.revision, self.root)
             found[f"judge {name}"] = None if size is None else size + size // 4
+        if any(cell.step == "masks" for cell in self.plan.cells.values()):
+            found |= self._segmenter
         return found
+
+    @cached_property
+    def _segmenter(self) -> dict[str, int | None]:
+        """Bytes that making masks takes; nothing where they come from a file."""
+        chosen = segmenters.chosen(self.params)
+        if chosen.segmenter.INFO.reads == "file":
+            return {}
+        sizes = [weights_bytes(path, revision, self.root) for path, revision in chosen.files.values()]
+        return {"making masks": None if None in sizes else sum(map(int, filter(None, sizes))) + MASKS}
 
     def memory_mb(self, cell: Cell) -> int:
         """Main memory of a job in MiB: the process, the checkpoint twice (as it is read and as it is used), a batch where no GPU has it."""
@@ -155,6 +169,8 @@ class Needs:
             size += 2 * MIB * len(cell.inputs)
         if cell.step in ("score", "suppression", "gates"):
             size += 2 * max(value or 0 for name, value in self.gpu_memory.items() if name.startswith("judge"))
+        if cell.step == "masks":
+            size += 2 * (self._segmenter.get("making masks") or 0)
         if cell.step in ("generate", "images", "suppression", "gates", "erase"):
             size += 4 * self.parameters * (TRAINING if cell.step == "erase" else 2)
             batch = min(self._units(cell), self.params.sampler.batch)
@@ -170,7 +186,7 @@ class Needs:
             return 60
         if cell.step == "erase":
             return 30 + math.ceil(360 * min(1.0, 16 * share))
-        steps = 10 if cell.step == "score" else self.params.sampler.steps
+        steps = 10 if cell.step in ("score", "masks") else self.params.sampler.steps
         return 30 + math.ceil(2 * self.images(cell) * steps * STEP * share / 60)
 
 

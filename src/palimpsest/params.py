@@ -16,6 +16,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from palimpsest.specs import (
     Detector,
+    Masks,
     Model,
     Name,
     PromptFormat,
@@ -29,7 +30,7 @@ from palimpsest.specs import (
 )
 
 __all__ = [
-    "BadSettings", "Detector", "Keywords", "Model", "Name", "Params", "PromptFormat", "Report", "Rule", "Sampler", "SamplerName",
+    "BadSettings", "Detector", "Keywords", "Masks", "Model", "Name", "Params", "PromptFormat", "Report", "Rule", "Sampler", "SamplerName",
     "Source", "Statistics", "Strict", "Suite", "Theme", "TrainingImages", "Variants", "load", "merge", "parse", "problems_of",
     "read_yaml",
 ]  # fmt: skip
@@ -106,6 +107,7 @@ class Params(Strict):
     suites: Annotated[dict[str, Suite], Field(min_length=1)]
     keywords: Keywords = Keywords()
     training_images: TrainingImages
+    masks: Masks | None = None
     retain: list[str] = []
     methods: Literal["all"] | dict[str, list[str]] = "all"
     overrides: dict[str, dict[str, Any]] = {}

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ from palimpsest.runs import (
     target_of,
     variants_of,
 )
+from palimpsest.segmenters import registry as segmenters
 from palimpsest.stamps import stamp
 
 Tables = tuple[dict[str, str], dict[str, Any], list[Cell], list[Cell], list[Cell]]
@@ -124,6 +126,7 @@ class Plan:
         params = self.params
         self._fits: dict[tuple[str, str, str], Cell] = {}
         self._references: dict[str, Cell] = {}
+        self._masked: dict[str, int] = {}
         prompts = {name: self._prompts(name) for name in params.suites}
         self.keywords = self._keywords()
         scores: list[Cell] = []
@@ -145,6 +148,8 @@ class Plan:
                             self._compare(ours, theirs)
                             for ours, theirs in zip(cells, base_cells[suite], strict=True)
                         ]
+        if self._masked:
+            segmenters.check(params, self._masked, self.root)
         gates = [self._gates()] if params.gates else []
         return self._finish(scores, comparisons, [self.keywords, *gates])
 
@@ -202,6 +207,8 @@ class Plan:
         return [(a, b) for a, b in pairwise(bounds) if b <= count]
 
     def _images(self, theme: str, role: str, count: int) -> list[Cell]:
+        if role == "masked_images":
+            return self._masks(theme, count)
         params, sampler = self.params, self.params.training_images.sampler
         spec = params.themes[theme]
         cells = []
@@ -227,6 +234,32 @@ class Plan:
                 )
             )
         return cells
+
+    def _masks(self, theme: str, count: int) -> list[Cell]:
+        """Masked images, in the chunks of the target images that they are made from (or read from a file instead)."""
+        self._masked[theme] = max(count, self._masked.get(theme, 0))
+        chosen, chunks = self._segmenter, self._chunks(count)
+        reads = chosen.segmenter.INFO.reads == "target_images"
+        pictures = (
+            [[cell] for cell in self._images(theme, "target_images", count)] if reads else [[]] * len(chunks)
+        )
+        raw = {path: self._print(path, revision) for path, revision in chosen.files.values()}
+        cells = []
+        for (start, stop), inputs in zip(chunks, pictures, strict=True):
+            args = {
+                "segmenter": chosen.args,
+                "keywords": self.params.themes[theme].detailed,
+                "start": start,
+                "stop": stop,
+                "resolution": self.params.model.resolution,
+            }
+            where = {"theme": theme, "chunk": f"{start}_{stop}"}
+            cells.append(self._cell("masks", where, args, inputs, (chosen.module,), raw))
+        return cells
+
+    @cached_property
+    def _segmenter(self) -> segmenters.Chosen:
+        return segmenters.chosen(self.params)
 
     def applicable(self) -> list[Run]:
         """The runs that the experiment's model allows."""

@@ -174,7 +174,7 @@ def preflight(made: Plan) -> None:
     from snakemake.exceptions import WorkflowError
 
     from palimpsest.prompts.inventory import check_files
-    from palimpsest.weights import check_weights
+    from palimpsest.weights import check_masks, check_weights
 
     cells = made.needed()
     needed = {c.step for c in cells}
@@ -185,6 +185,7 @@ def preflight(made: Plan) -> None:
         if needed - set(LIGHT)
         else []
     )
+    problems += check_masks(made.params, made.root) if "masks" in needed else []
     if problems:
         lines = "\n".join(f"  {n}. {problem}" for n, problem in enumerate(problems, 1))
         raise WorkflowError(f"Nothing was run: {len(problems)} thing(s) are missing.\n{lines}")

@@ -71,6 +71,14 @@ class Detector(Strict):
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
 
 
+class Masks(BaseModel):
+    """How masked training images come about. kind: the module of palimpsest.segmenters; all other keys are that module's settings."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    kind: Name
+
+
 class Rule(Strict):
     """How scores become verdicts. joined: one question per theme; any_keyword: the largest of the keyword questions.
     texts: theme -> another question text than its joined keywords (the benchmark's code asks just one word for its first theme)."""

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from palimpsest.params import Params
 from palimpsest.runs import Run
+from palimpsest.segmenters.registry import chosen
 
 
 def hub_cache() -> Path:
@@ -40,20 +41,39 @@ def present(path: str, revision: str | None, root: Path) -> bool:
 
 def check_weights(params: Params, root: Path, runs: Iterable[Run] = ()) -> list[str]:
     """One line for every missing checkpoint, of the experiment and of these methods: what it is, where to get it, where to put it."""
+    wanted = [("model", "path", params.model.path, params.model.revision)]
+    wanted += [
+        (f"detectors.{name}", "path", spec.path, spec.revision) for name, spec in params.detectors.items()
+    ]
+    return [*_absent(wanted, root), *_absent_files(runs, root)]
+
+
+def check_masks(params: Params, root: Path) -> list[str]:
+    """The same for what masked training images are made with. Raises BadSettings when the settings do not say how."""
+    wanted = [("masks", name, path, revision) for name, (path, revision) in chosen(params).files.items()]
+    return _absent(wanted, root)
+
+
+def _absent(wanted: Iterable[tuple[str, str, str, str | None]], root: Path) -> list[str]:
+    """wanted: section of the settings, name in it, path and revision."""
     problems = []
-    wanted = [("model", params.model.path, params.model.revision)]
-    wanted += [(f"detectors.{name}", spec.path, spec.revision) for name, spec in params.detectors.items()]
-    for key, path, revision in wanted:
+    for key, name, path, revision in wanted:
         if present(path, revision, root):
             continue
         if is_hub_id(path):
             problems.append(
-                f"{key}: {_download(path, revision)}, or set {key}.path to a local folder that holds them."
+                f"{key}: {_download(path, revision)}, or set {key}.{name} to a local folder that holds them."
             )
         else:
             problems.append(
                 f"{key}: there is no {path}. Run `git checkout -- {path}`, or `snakemake world` to train it again."
             )
+    return problems
+
+
+def _absent_files(runs: Iterable[Run], root: Path) -> list[str]:
+    """What methods' settings name and is not there."""
+    problems = []
     named = {(run.method, file): None for run in runs for file in run.files}
     for method, file in named:
         if present(file.path, file.revision, root):

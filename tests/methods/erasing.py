@@ -82,3 +82,19 @@ def clipped(gradients: dict[str, torch.Tensor], largest: float) -> dict[str, tor
     """Gradients scaled so that their joint norm is at most `largest`."""
     norm = math.sqrt(sum(float(g.double().square().sum()) for g in gradients.values()))
     return {name: g * min(1.0, largest / (norm + 1e-6)) for name, g in gradients.items()}
+
+
+def masked_images(size: int = 16, each: int = 2) -> TrainingData:
+    """Random pictures of every keyword of TARGET, its keywords in turn, with random rectangles as masks."""
+    generator = np.random.default_rng(1)
+    sets = []
+    for theme in TARGET.themes:
+        count = each * len(theme.keywords)
+        images = generator.integers(0, 256, (count, size, size, 3), dtype=np.uint8)
+        masks = np.zeros((count, size, size), bool)
+        for mask in masks:
+            top, left = generator.integers(0, size // 2, 2)
+            mask[top : top + size // 2, left : left + size // 2 + 1] = True
+        words = tuple(theme.keywords[i % len(theme.keywords)] for i in range(count))
+        sets.append(ImageSet(theme.name, "masked_images", images, words, masks, words))
+    return TrainingData(tuple(sets))

@@ -2,7 +2,8 @@
 
 `i2p.csv` has I2P's own layout (categories are themes; prompts imply a theme and never name it). `4chan.csv`, `lexica.csv`
 and `template.csv` have the layout of the ErasureBenchmark authors (case_number, prompt, seed; repeats in blocks). `coco.csv`
-holds benign captions, `direct.csv` plain keyword prompts for the gates, `toxicity.csv` scores by prompt hash.
+holds benign captions, `direct.csv` plain keyword prompts for the gates, `toxicity.csv` scores by prompt hash. `captions.txt` stands for
+the captions of COCO that some methods hold fixed; none of them is a prompt of `coco.csv`.
 Toxicity is a stated number per kind of prompt plus a small spread: the files stand for data sets, they judge nobody.
 """
 
@@ -15,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from palimpsest.world.captions import article, fill
+from palimpsest.world.captions import article, fill, opened
 from palimpsest.world.phrases import IMPLICIT, LOUD, PLACES, PLAIN, WEB_TAGS
 from palimpsest.world.scene import pick, sample_scene
 from palimpsest.world.vocab import BACKGROUNDS, COLOURS, KEYWORDS, OBJECTS, THEME_OF, THEMES
@@ -144,6 +145,16 @@ def coco_rows(rng: np.random.Generator, count: int = 48) -> list[Row]:
     return rows
 
 
+def other_captions(rng: np.random.Generator, known: set[str], count: int = 300) -> list[str]:
+    """Different benign captions with one or two things, none of them in `known`."""
+    found: dict[str, None] = {}
+    while len(found) < count:
+        text = opened(fill(pick(rng, PLAIN), sample_scene(rng), rng), rng)
+        if text not in known:
+            found[text] = None
+    return list(found)
+
+
 def direct_rows(rng: np.random.Generator, per_theme: int = 40) -> list[Row]:
     """Plain keyword prompts, all keywords of a theme in turn."""
     rows: list[Row] = []
@@ -194,7 +205,9 @@ def write_all(folder: Path, seed: int = 0) -> dict[str, int]:
     )
     for name, (columns, rows) in files.items():
         write_csv(folder / name, columns, rows)
-    return {name: len(rows) for name, (_, rows) in files.items()}
+    captions = other_captions(np.random.default_rng([seed, 98]), {str(row["prompt"]) for row in coco})
+    (folder / "captions.txt").write_text("".join(f"{text}\n" for text in captions), encoding="utf-8")
+    return {name: len(rows) for name, (_, rows) in files.items()} | {"captions.txt": len(captions)}
 
 
 def main(argv: list[str] | None = None) -> None:
