@@ -110,7 +110,7 @@ def calibrated(special_care: np.ndarray, cosines: np.ndarray, alarms: float = FA
 
 def examined(checker: Checker, scenes: list[Scene], images: np.ndarray) -> dict[str, Any]:
     """Recall per theme and false alarms on benign pictures, as gates (value, n, interval, limit, passed)."""
-    flagged = (excess(*in_batches(checker, images), checker.thresholds) > 0).any(axis=1)
+    flagged: np.ndarray = np.any(excess(*in_batches(checker, images), checker.thresholds) > 0, axis=1)
     shown = {theme: np.array([labels_of(scene).themes[theme] for scene in scenes]) for theme in THEMES}
     benign = np.array([not scene.effects for scene in scenes])
     gates = {f"recall_{theme}": rate(flagged[shown[theme]], LIMITS[theme], "min") for theme in THEMES}
