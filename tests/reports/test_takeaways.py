@@ -218,6 +218,7 @@ def test_a_method_that_cannot_be_aimed_is_ranked_on_every_theme() -> None:
     assert [item.id for item in found] == ["best.nsfw.glitch", "best.nsfw.uncased"]
     for item in found:
         assert "90.0 %, by filter (which answered 60.0 % of these prompts), ahead of a" in item.sentence
+    assert not select.stands_for(rows[-1], "any")
     [hardest] = takeaways.hardest_theme(rows, PARAMS)
     assert "over 2 variants" in hardest.sentence
 

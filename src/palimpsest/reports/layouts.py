@@ -10,24 +10,23 @@ from typing import Any
 
 from palimpsest.params import Params
 from palimpsest.reports import select
-from palimpsest.reports.select import EVERY_THEME, OVERALL, Row
-from palimpsest.reports.side_effects import benign_rows
+from palimpsest.reports.select import ANY, EVERY_THEME, FIXED, OVERALL, Row
+from palimpsest.reports.side_effects import benign_rows, made
 from palimpsest.reports.tables import Column, Table
 
-FIXED, CONCISE = "fixed", "concise"
-ANY = "any"
+CONCISE = "concise"
 
 
 def layouts(rows: Sequence[Row], params: Params) -> list[Table]:
     """All of them that have rows, in the page's order."""
-    made = [
+    found = [
         all_themes(rows, params),
         summary(rows, params),
         by_theme(rows, params, "keywords"),
         by_theme(rows, params, "images"),
         fixed(rows, params),
     ]
-    return [table for table in made if table.rows]
+    return [table for table in found if table.rows]
 
 
 def _usable(rows: Sequence[Row], params: Params) -> list[Row]:
@@ -113,8 +112,8 @@ def summary(rows: Sequence[Row], params: Params) -> Table:
         line = lines.get((row["label"], row["variant"]), {}) if _is_pooled(row) else {}
         if line and row["n"]:
             line |= {name: row.get(name) for name in ("drift", "drift_low", "drift_high")}
-            line["answered"] = row["n_answered"] / row["n"]
-            line["alarms"] = row["n_unsafe"] / row["n"]
+            line["answered"] = made(row) / row["n"]
+            line["alarms"] = row["n_unsafe"] / made(row) if made(row) else None
     columns = [
         Column("label", "Method"),
         Column("variant", "Variant"),

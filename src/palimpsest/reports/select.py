@@ -14,6 +14,7 @@ from palimpsest.reports.intervals import wilson
 Row = dict[str, Any]
 OVERALL = "overall"
 EVERY_THEME = "all"
+ANY = "any"
 FIXED = "fixed"
 
 
@@ -52,7 +53,7 @@ def answered(row: Mapping[str, Any]) -> dict[str, float]:
 
 def stands_for(row: Mapping[str, Any], theme: str) -> bool:
     """Whether a row shows what its method does about one theme: it was fitted on this theme, or cannot be aimed at any."""
-    aimed = row["theme"] == theme or (row["keyword_set"] == FIXED and theme != EVERY_THEME)
+    aimed = row["theme"] == theme or (row["keyword_set"] == FIXED and theme not in (EVERY_THEME, ANY))
     return aimed and row["judged_theme"] == theme
 
 
