@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -116,7 +117,11 @@ class Cell:
 
     def made(self, root: Path) -> bool:
         """Whether the artifact is there, with all that belongs beside it."""
-        return (root / self.path).exists() and all((root / path).exists() for path in self.beside.values())
+        # asked for every cell of a plan, and a path object costs as much as the question
+        there, folder = os.path.exists, os.fspath(root)
+        return there(os.path.join(folder, self.path)) and all(
+            there(os.path.join(folder, path)) for path in self.beside.values()
+        )
 
     @property
     def name(self) -> str:

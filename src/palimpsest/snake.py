@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import atexit
-import gc
-import inspect
 import json
 import os
 import re
@@ -21,6 +19,7 @@ from palimpsest.job import failure_path
 from palimpsest.needs import LIGHT, Needs
 from palimpsest.partial import partial as partial_report
 from palimpsest.plan import Plan, build
+from palimpsest.snake_haste import declared, hasten
 
 __all__ = [
     "PATTERNS",
@@ -65,9 +64,7 @@ def plan(workflow: Any) -> Plan:
     except settings.BadSettings as error:
         raise WorkflowError(str(error)) from None
     link_latest(made)
-    # Snakemake now makes a hundred objects per job that live until the end: looking for garbage among them only takes time
-    gc.freeze()
-    gc.set_threshold(200_000, 20, 50)
+    hasten()
     return made
 
 
@@ -83,12 +80,6 @@ def lock(workflow: Any) -> None:
             print(f"Removed {cleared}.", file=sys.stderr, flush=True)
     except runlock.Busy as busy:
         raise WorkflowError(str(busy)) from None
-
-
-def _declared(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function with its signature written down, for which Snakemake asks several times per job."""
-    function.__signature__ = inspect.signature(function)  # type: ignore[attr-defined]
-    return function
 
 
 def _at(made: Plan, step: str, wildcards: Any) -> Cell:
@@ -123,7 +114,7 @@ def inputs(made: Plan, step: str) -> Callable[[Any], list[Any]]:
             return []
         return [ancient(path) for c in wanted.inputs for path in c.files.values()]
 
-    return _declared(find)
+    return declared(find)
 
 
 def _forced() -> bool:
@@ -144,7 +135,7 @@ def cell(made: Plan, step: str) -> Callable[..., dict[str, Any]]:
         beside = dict(zip(spec["beside"], map(str, output[1:]), strict=True))
         return {**spec, "inputs": sources, "output": str(output[0]), "beside": beside, "hints": hints}
 
-    return _declared(find)
+    return declared(find)
 
 
 def outputs(step: str) -> list[str]:
@@ -155,13 +146,13 @@ def outputs(step: str) -> list[str]:
 def memory_mb(made: Plan, step: str) -> Callable[..., int]:
     """A resource function: the main memory of a job in MiB; more each time the job is tried again (`--retries`)."""
     needs = Needs(made)
-    return lambda wildcards, attempt: needs.memory_mb(_at(made, step, wildcards)) * attempt
+    return declared(lambda wildcards, attempt: needs.memory_mb(_at(made, step, wildcards)) * attempt)
 
 
 def minutes(made: Plan, step: str) -> Callable[..., int]:
     """A resource function: the time limit of a job; more each time the job is tried again."""
     needs = Needs(made)
-    return lambda wildcards, attempt: needs.minutes(_at(made, step, wildcards)) * attempt
+    return declared(lambda wildcards, attempt: needs.minutes(_at(made, step, wildcards)) * attempt)
 
 
 def log(step: str) -> str:

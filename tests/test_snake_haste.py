@@ -1,0 +1,94 @@
+"""Asking Snakemake's questions once changes no answer: jobs, reasons and resources are the same, and what is missing is still found."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from palimpsest import snake_haste
+from tests.pipeline.project import ROOT, Project
+
+PLAIN = """
+import sys
+from palimpsest import snake
+snake.hasten = lambda: None
+snake.declared = lambda function: function
+from snakemake.cli import main
+main(sys.argv[1:])
+"""
+# Snakemake's own plain output, which has every job with all it asks for.
+LOOK = (
+    "-n",
+    "--workflow-profile",
+    "none",
+    "--cores",
+    "3",
+    "--executor",
+    "local",
+    "--rerun-triggers",
+    "mtime",
+)
+
+
+def listed(text: str) -> list[list[str]]:
+    """The jobs of a dry run, each as the words it is described by, without its number; in any order."""
+    blocks = re.split(r"^\[.*\]$|\n\n", text, flags=re.MULTILINE)
+    jobs = [block for block in map(str.strip, blocks) if re.match(r"(local)?rule \w+:", block)]
+    return sorted(sorted(re.split(r"[,;\s]+", re.sub(r"jobid: \d+", "", job))) for job in jobs)
+
+
+def test_a_dry_run_lists_the_same_jobs_with_the_same_requests(tmp_path: Path) -> None:
+    project = Project(tmp_path)
+    hastened = project.snakemake(*LOOK)
+    assert hastened.returncode == 0, hastened.stdout
+    plainly = subprocess.run(
+        [sys.executable, "-c", PLAIN, *project.command(*LOOK)[3:]],
+        cwd=project.folder,
+        env=project.environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    jobs = listed(hastened.stdout)
+    assert jobs == listed(plainly.stdout + plainly.stderr)
+    requests = [[word.partition("=")[0] for word in job] for job in jobs]
+    assert len(jobs) == 19 and sum("mem_mb" in names and "runtime" in names for names in requests) == 18
+    assert sum("Missing" in job for job in jobs) > 5
+
+
+def test_a_script_that_is_not_there_is_found_for_every_rule(tmp_path: Path) -> None:
+    project = Project(tmp_path)
+    (project.folder / "workflow").unlink()
+    (project.folder / "workflow").mkdir()
+    (project.folder / "rules").unlink()
+    (project.folder / "rules").mkdir()
+    for path in (ROOT / "rules").glob("*.smk"):
+        text = path.read_text(encoding="utf-8")
+        (project.folder / "rules" / path.name).write_text(
+            text.replace("scripts/cell.py", "scripts/absent.py")
+        )
+    (project.folder / "Snakefile").unlink()
+    (project.folder / "Snakefile").write_text((ROOT / "Snakefile").read_text(encoding="utf-8"))
+    said = project.snakemake("-n")
+    assert said.returncode != 0 and "absent.py" in said.stdout
+
+
+def test_parameters_are_those_that_inspection_finds() -> None:
+    common = pytest.importorskip("snakemake.common")
+    resources = pytest.importorskip("snakemake.resources")
+
+    def wants(wildcards: str, attempt: int) -> int:
+        return attempt
+
+    inspected = dict(common.get_function_params(wants))
+    assert dict(common.get_function_params(snake_haste.declared(wants))) == inspected
+    assert getattr(wants, common.FUNC_OVERWRITE_PARAMS_ATTR) == inspected
+    before = dict(common.get_function_params(resources.Resource("mem_mb", wants).evaluate))
+    snake_haste._know_resources()
+    resource = resources.Resource("mem_mb", wants)
+    assert dict(common.get_function_params(resource.evaluate)) == before
+    assert resource.evaluate("w", attempt=3, input=[]).value == 3
