@@ -131,7 +131,11 @@ def all_drawings(rows: Sequence[Row], inputs: ReportInputs, folder: Path) -> dic
             )
             add(
                 "scatter",
-                partial(figures.scatter, points, [t for t in themes if any(p["judged_theme"] == t for p in points)]),
+                partial(
+                    figures.scatter,
+                    points,
+                    [t for t in themes if any(p["judged_theme"] == t for p in points)],
+                ),
                 caption,
             )
     spent = tables.cost_rows(rows, inputs.fits)
