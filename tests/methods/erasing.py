@@ -35,6 +35,19 @@ def abar() -> np.ndarray:
     return np.cumprod(1.0 - betas)
 
 
+def ddim(unet, noise, cond, uncond, grid, guidance):
+    """DDIM without noise over pairs (timestep, level afterwards) of cumulative alphas, one latent."""
+    levels, latents = abar(), noise
+    with torch.no_grad():
+        for now, after in grid:
+            told = torch.tensor([now])
+            empty, full = unet(latents, told, uncond).sample, unet(latents, told, cond).sample
+            noise_now = empty + guidance * (full - empty)
+            clean = (latents - np.sqrt(1 - levels[now]) * noise_now) / np.sqrt(levels[now])
+            latents = np.sqrt(levels[after]) * clean + np.sqrt(1 - levels[after]) * noise_now
+    return latents
+
+
 class Adam:
     """Adam and AdamW written from their papers, in float64: the update of one list of tensors."""
 

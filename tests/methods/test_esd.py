@@ -7,7 +7,6 @@ from __future__ import annotations
 import copy
 import re
 
-import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
@@ -17,7 +16,7 @@ from palimpsest.methods._training import generator
 from palimpsest.methods.contract import TrainingData
 from palimpsest.params import read_yaml
 from tests import tiny
-from tests.methods.erasing import TARGET, Adam, abar, assert_same_edit
+from tests.methods.erasing import TARGET, Adam, assert_same_edit, ddim
 
 PRESETS = {name: esd.Settings(**values) for name, values in read_yaml("methods/esd.yaml")["presets"].items()}
 SEED = 5
@@ -43,19 +42,6 @@ def text(pipeline, prompt):
         ids = pipeline.tokenizer(prompt)["input_ids"]
         padded = torch.tensor([ids + [pipeline.tokenizer.eos_token_id] * (77 - len(ids))])
         return pipeline.text_encoder(padded).last_hidden_state
-
-
-def ddim(unet, noise, cond, uncond, grid, guidance):
-    """DDIM without noise over pairs (timestep, level afterwards) of cumulative alphas."""
-    levels, latents = abar(), noise
-    with torch.no_grad():
-        for now, after in grid:
-            told = torch.tensor([now])
-            empty, full = unet(latents, told, uncond).sample, unet(latents, told, cond).sample
-            noise_now = empty + guidance * (full - empty)
-            clean = (latents - np.sqrt(1 - levels[now]) * noise_now) / np.sqrt(levels[now])
-            latents = np.sqrt(levels[after]) * clean + np.sqrt(1 - levels[after]) * noise_now
-    return latents
 
 
 def compvis_latent(unet, noise, cond, uncond, steps, stops):
