@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 from palimpsest.reports.intervals import Estimate
-from palimpsest.reports.select import Row
+from palimpsest.reports.select import Row, estimate
 
-Level = Literal["finding", "open", "warning"]
+Level = Literal["finding", "open", "warning", "point"]
 
 
 @dataclass(frozen=True)
@@ -27,13 +27,15 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Takeaway:
-    """level: a finding; something left open because the data do not decide it; or a warning. rule: how the sentence comes about."""
+    """A sentence. level: a "finding"; "open", because the data do not decide it; a "warning"; or "point", a ranking of numbers that
+    come without intervals. rule: how the sentence comes about. says: the same for machines, as plain data."""
 
     id: str
     level: Level
     sentence: str
     rule: str
     evidence: tuple[Evidence, ...]
+    says: Mapping[str, Any] = field(default_factory=dict)
 
 
 def percent(value: float) -> str:
@@ -45,11 +47,6 @@ def points(e: Estimate) -> str:
     """A difference of fractions in percentage points, with its interval."""
     text = f"{100 * e.value:+.1f} points, interval {100 * e.low:+.1f} to {100 * e.high:+.1f}"
     return text.replace("-", "\N{MINUS SIGN}")
-
-
-def estimate(row: Row, key: str = "ep") -> Estimate:
-    """The value of a row with its interval."""
-    return Estimate(row[key], row[f"{key}_low"], row[f"{key}_high"])
 
 
 def name(row: Row) -> str:
@@ -90,3 +87,19 @@ def count(n: int, noun: str) -> str:
 def fitting(seconds: float) -> str:
     """Time spent on fitting, in words."""
     return f"{seconds:.0f} s of fitting" if seconds else "no fitting"
+
+
+def decimal(value: float) -> str:
+    """A number with one decimal and a real minus sign."""
+    return f"{value:.1f}".replace("-", "\N{MINUS SIGN}")
+
+
+def signed(value: float) -> str:
+    """A number between -1 and 1 with its sign."""
+    return f"{value:+.2f}".replace("-", "\N{MINUS SIGN}")
+
+
+__all__ = [
+    "Evidence", "Level", "Takeaway", "count", "decimal", "estimate", "fitting", "from_estimate", "from_row", "listed", "name",
+    "percent", "points", "refusing", "signed",
+]  # fmt: skip

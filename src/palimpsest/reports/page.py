@@ -13,7 +13,8 @@ from markupsafe import Markup
 
 from palimpsest import store
 from palimpsest.params import Params
-from palimpsest.reports import appendix, drawings, layouts, pairs, select, tables, takeaways
+from palimpsest.reports import appendix, drawings, layouts, pairs, select, tables
+from palimpsest.reports.conclusions import own, registry
 from palimpsest.reports.evidence import Takeaway
 from palimpsest.reports.inputs import ReportInputs, check, is_micro
 from palimpsest.reports.select import Row
@@ -198,7 +199,8 @@ def write_report(inputs: ReportInputs, folder: Path) -> None:
     grids = pairs.grids(
         rows, inputs.params, pairs.files(inputs.comparisons), pairs.files(inputs.scores, detector)
     )
-    sentences = takeaways.takeaways(rows, inputs.params)
+    study = own.study_of(inputs, rows)
+    sentences = registry.takeaways(study)
     content = Content(
         all_tables(rows, inputs), drawings.all_drawings(rows, inputs, folder / "figures"), grids, sentences
     )
@@ -206,6 +208,8 @@ def write_report(inputs: ReportInputs, folder: Path) -> None:
         (folder / "tables" / f"{table.id}.csv").write_text(tables.as_csv(table), encoding="utf-8")
     inputs.cells.write_csv(folder / "tables" / "cells.csv")
     store.write_json(metrics(rows, inputs.params), folder / "metrics.json")
-    store.write_json(takeaways.as_json(sentences), folder / "takeaways.json")
+    store.write_json(registry.as_json(sentences), folder / "takeaways.json")
+    store.write_json(registry.conclusions(study), folder / "conclusions.json")
+    store.write_json(own.settings_of(inputs), folder / own.SETTINGS)
     with store.atomic(folder / "index.html") as part:
         part.write_text(render(inputs, rows, content), encoding="utf-8")
