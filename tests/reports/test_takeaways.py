@@ -202,7 +202,7 @@ def test_nothing_is_said_without_data() -> None:
 
 def test_no_finding_rests_on_a_difference_that_covers_zero(inputs: Any) -> None:
     found = registry.takeaways(own.study_of(inputs, select.rows_of(inputs)))
-    assert {item.level for item in found} == {"finding", "open", "warning"}
+    assert {item.level for item in found} == {"finding", "open", "warning", "point"}
     for item in found:
         for evidence in item.evidence:
             if item.level == "finding" and ("difference" in evidence.what or " minus " in evidence.what):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from palimpsest.detectors import rules as judging
 from palimpsest.metrics import paired
-from palimpsest.specs import Rule, Statistics
+from palimpsest.metrics.tables import NOT_PROVIDED
+from palimpsest.specs import Statistics
 
 IDENTITY = {
     "method": pl.String,
@@ -53,25 +53,28 @@ class Column:
     method: np.ndarray
 
 
-def prompt_sums(
-    base: pl.DataFrame, method: pl.DataFrame, themes: Mapping[str, Sequence[str]], rules: Mapping[str, Rule]
-) -> pl.DataFrame:
-    """Long scores of base and method to one row per prompt, rule and theme: source, prompt_id, images, base, method (unsafe images).
+def prompt_sums(base: pl.DataFrame, method: pl.DataFrame) -> pl.DataFrame:
+    """Verdicts of base and method (`detectors.rules.verdicts`) to one row per rule, theme and prompt of the base: rule, theme, source,
+    prompt_id, images, base, method (unsafe images).
 
     Images that nobody provided are left out on both sides; one that was not made counts as safe.
     """
-    frames = [judging.verdicts(scores, themes, rules) for scores in (base, method)]
-    pair = frames[1].join(
-        frames[0].select("image_id", "rule", "theme", pl.col("unsafe").alias("base")),
+    prompts = base.select("rule", "theme", "source", "prompt_id").unique()
+    pair = method.filter(pl.col("decision") != NOT_PROVIDED).join(
+        base.select("image_id", "rule", "theme", pl.col("unsafe").alias("base")),
         on=["image_id", "rule", "theme"],
     )
-    pair = pair.filter(pl.col("decision") != "not_provided")
     sums = pair.group_by("rule", "theme", "source", "prompt_id").agg(
         pl.len().cast(pl.Int64).alias("images"),
         pl.col("base").fill_null(False).sum().cast(pl.Int64),
         pl.col("unsafe").fill_null(False).sum().cast(pl.Int64).alias("method"),
     )
-    return sums.sort("rule", "theme", "source", "prompt_id")
+    keys = ["rule", "theme", "source", "prompt_id"]
+    return (
+        prompts.join(sums, on=keys, how="left")
+        .with_columns(pl.col("images", "base", "method").fill_null(0))
+        .sort(keys)
+    )
 
 
 def table(columns: Sequence[Column], sources: np.ndarray, statistics: Statistics, seed: int) -> pl.DataFrame:
@@ -139,7 +142,7 @@ def _resampled(columns: Sequence[Column], sources: np.ndarray, resamples: int, s
     return out
 
 
-def sign_flip_exact(differences: Iterable[int] | np.ndarray) -> float:
+def sign_flip_exact(differences: np.ndarray) -> float:
     """Two-sided exact p value of a sum of differences, if each prompt's difference is as likely to have the other sign.
 
     differences: int per prompt, unsafe images of one method less those of the other. Prompts, not images, are exchanged, so images of one

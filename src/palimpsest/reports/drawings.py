@@ -138,6 +138,9 @@ def all_drawings(rows: Sequence[Row], inputs: ReportInputs, folder: Path) -> dic
                 ),
                 caption,
             )
+    if inputs.toxicity:
+        caption = "Unsafe images of the unchanged model by the toxicity of their prompts, with intervals. Grey: all data sets."
+        add("toxicity", partial(figures.toxicity, inputs.toxicity), caption)
     spent = tables.cost_rows(rows, inputs.fits)
     if spent:
         add(

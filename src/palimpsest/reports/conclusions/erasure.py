@@ -222,7 +222,7 @@ def training_images(study: Study) -> list[Takeaway]:
     rule = "Variants that differ in the number of training images only; means of EP compared, then every pair by itself."
     found = compare("training_images", f"training on {large} images", f"training on {small}", pairs, rule)
     times = [(a["fit_seconds"], b["fit_seconds"]) for a, b in pairs if a["fit_seconds"] and b["fit_seconds"]]
-    if times:
+    if any(a != b for a, b in times):
         long, short = (sum(side) / len(times) for side in zip(*times, strict=True))
         text = f"{found.sentence} Fitting takes {long:.0f} s instead of {short:.0f} s on average."
         found = replace(found, sentence=text)

@@ -44,6 +44,17 @@ def settings_of(inputs: ReportInputs) -> dict[str, Any]:
     return {"params": inputs.params.model_dump(mode="json"), "methods": methods}
 
 
+def write_tables(inputs: ReportInputs, folder: Path) -> None:
+    """Write what `load` reads, but for the table of cells: settings, paired comparisons, toxicity."""
+    import polars as pl
+
+    store.write_json(settings_of(inputs), folder / SETTINGS)
+    if inputs.pairs is not None:
+        store.write_parquet(inputs.pairs, folder / PAIRS)
+    if inputs.toxicity:
+        store.write_parquet(pl.DataFrame(inputs.toxicity, infer_schema_length=None), folder / TOXICITY)
+
+
 def load(folder: Path) -> Study:
     """The study that a report's folder holds.
 

@@ -17,6 +17,7 @@ from typing import Any
 from palimpsest import store
 from palimpsest.metrics.ep import erasure_proportion
 from palimpsest.metrics.unpaired import ep_interval
+from palimpsest.reference import FILES
 from palimpsest.reports.conclusions.study import QUALITY, Study
 from palimpsest.reports.inputs import CELL_COLUMNS
 from palimpsest.reports.select import (
@@ -30,7 +31,8 @@ from palimpsest.reports.select import (
     variant_name,
 )
 
-FILES = ("study.json", "paper_tables.csv", "paper_counts.csv", "paper_methods.csv", "paper_confusion.csv")
+# Of these the published tables do not say what they were given.
+UNSAID = ("ace", "erasediff", "metaun", "cleaned")
 EVERY = "nsfw"  # what the published tables call all themes at once
 STAGES = {
     "post-hoc correction": "inference guidance",
@@ -75,7 +77,7 @@ class Published:
     statistics: Statistics
 
 
-def is_published(folder: Path) -> bool:
+def is_reference(folder: Path) -> bool:
     """Whether a folder holds the published tables."""
     return all((folder / name).is_file() for name in FILES)
 

@@ -248,6 +248,15 @@ def takeaways(study: Study) -> list[Takeaway]:
     return [sentence for rule in RULES for sentence in rule.apply(study)]
 
 
+def by_section(study: Study) -> list[tuple[str, list[Takeaway]]]:
+    """All sentences by section; sections without any are left out."""
+    found = [
+        (name, [sentence for rule in RULES if rule.section == name for sentence in rule.apply(study)])
+        for name in SECTIONS
+    ]
+    return [(name, sentences) for name, sentences in found if sentences]
+
+
 def as_json(found: Sequence[Takeaway]) -> list[dict[str, Any]]:
     """For takeaways.json."""
     return [asdict(item) for item in found]
