@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -48,7 +49,9 @@ def write_tables(inputs: ReportInputs, folder: Path) -> None:
     """Write what `load` reads, but for the table of cells: settings, paired comparisons, toxicity."""
     import polars as pl
 
-    store.write_json(settings_of(inputs), folder / SETTINGS)
+    # the order of suites and rules says which of them speak, so the keys are not sorted
+    with store.atomic(folder / SETTINGS) as part:
+        part.write_text(json.dumps(settings_of(inputs), indent=1) + "\n", encoding="utf-8")
     if inputs.pairs is not None:
         store.write_parquet(inputs.pairs, folder / PAIRS)
     if inputs.toxicity:
