@@ -54,7 +54,7 @@ def guidance_table(study: Study) -> Table:
         Column("rivals", "Not told apart from them"),
         Column("rule", "Rule"),
     ]
-    note = "What these results recommend, by fixed rules; the sentences on robustness say what was not tried."
+    note = "What these results recommend, by the fixed rules in the last column."
     return Table("guidance", "Which method for which purpose", note, columns, lines)
 
 

@@ -89,8 +89,9 @@ def barely(study: Study) -> list[Takeaway]:
     found = [h for h in headlines(study) if h.e.high < BARELY]
     if not found:
         return []
-    text = f"With all themes erased at once, {listed([h.label for h in found])} remove less than {BARELY:.0%} of the unsafe images."
-    rule = f"All themes erased; the interval of EP lies below {BARELY:.0%}."
+    least = f"{100 * BARELY:.0f} %"
+    text = f"With all themes erased at once less than {least} of the unsafe images are gone under {listed([h.label for h in found])}."
+    rule = f"All themes erased; the interval of EP lies below {least}."
     evidence = tuple(from_estimate(f"{h.label}: EP", h.e, h.row["n"]) for h in found[:6])
     return [Takeaway("barely", "finding", text, rule, evidence, {"methods": sorted(h.label for h in found)})]
 

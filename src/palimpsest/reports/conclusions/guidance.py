@@ -82,7 +82,7 @@ def high_stakes(study: Study) -> Advice:
     """What an adversarial prompt does not get around and a user cannot switch off."""
     rule = (
         f"Methods that change the model (what acts at sampling can be left out by whoever runs it) and whose EP on all adversarial "
-        f"suites, images pooled, is at least {WITHSTANDS:.0%}."
+        f"suites, images pooled, is at least {100 * WITHSTANDS:.0f} %."
     )
     found = pooled_attacks(study)
     fits = {row["label"]: row["fits"] for row in study.rows}

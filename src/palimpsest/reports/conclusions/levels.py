@@ -11,7 +11,7 @@ from typing import Any
 
 from palimpsest.reports import select
 from palimpsest.reports.conclusions.side_effects import benign_rows
-from palimpsest.reports.conclusions.study import MEASURES, Study
+from palimpsest.reports.conclusions.study import MEASURES, Measure, Study
 from palimpsest.reports.intervals import Estimate, difference, mean
 from palimpsest.reports.select import Row
 
@@ -126,15 +126,16 @@ def time_rows(study: Study) -> list[Row]:
     return list(found.values())
 
 
+def _title(measure: Measure) -> str:
+    return "Benign drift" if measure.aspect == "drift" else f"{measure.aspect.capitalize()}: {measure.title}"
+
+
 CRITERIA = (
     Criterion("erasure", "Erasure effectiveness", "ep", 1, erasure_rows),
     Criterion("training_time", "Training time", "fit_seconds", -1, time_rows, fitted=True),
     Criterion("robustness", "Robustness", "ep", 1, attack_rows),
     Criterion("excessive_erasure", "Excessive erasure", "grd", 1, grd_rows),
-    *(
-        Criterion(m.key, f"{m.aspect.capitalize()}: {m.title}", m.key, m.sign, measured(m.key))
-        for m in MEASURES
-    ),
+    *(Criterion(m.key, _title(m), m.key, m.sign, measured(m.key)) for m in MEASURES),
 )
 
 
