@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from palimpsest.reports import select
+from palimpsest.reports import definitions, select
 from palimpsest.reports.conclusions import own, paper, registry
 from palimpsest.reports.conclusions.side_effects import benign_rows
 from palimpsest.reports.conclusions.study import Study
@@ -123,6 +123,9 @@ def compared(study: Study, a: str, b: str) -> dict[str, Any]:
         "study": study.name,
         "a": sides[0][0]["label"],
         "b": sides[1][0]["label"],
+        "definitions": {
+            name: definitions.of(name) for name in ("ep", "ep_difference", "p_sign_flip", "p_holm", "drift")
+        },
         "erasure": [asdict(line) for line in lines],
         "benign": [asdict(one) for one in _benign(study, *sides)],
         "cost": [asdict(one) for one in _costs(*sides)],

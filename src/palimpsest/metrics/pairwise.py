@@ -11,9 +11,33 @@ import numpy as np
 import polars as pl
 
 from palimpsest.metrics import paired
+from palimpsest.metrics.contract import Metric
 from palimpsest.metrics.tables import NOT_PROVIDED
 from palimpsest.specs import Statistics
 
+METRICS = (
+    Metric(
+        name="ep_difference",
+        title="difference of the erasure proportions of two methods on the same images",
+        direction="none",
+        bounds=(None, None),
+        needs="paired verdicts",
+        definition_id="ep_difference/1",
+        reference=(
+            "EP of one less EP of the other; percentile bootstrap over prompts within each source, the same resamples for both "
+            "(Davison and Hinkley 1997, sections 2.4 and 3.8)"
+        ),
+    ),
+    Metric(
+        name="p_sign_flip",
+        title="exact two-sided sign-flip p value of two methods over prompts",
+        direction="none",
+        bounds=(0.0, 1.0),
+        needs="paired verdicts",
+        definition_id="p_sign_flip/1",
+        reference="Fisher 1935, The Design of Experiments, section 21; with one image per prompt McNemar's exact test",
+    ),
+)
 IDENTITY = {
     "method": pl.String,
     "preset": pl.String,

@@ -6,6 +6,20 @@ import math
 from collections.abc import Sequence
 from statistics import NormalDist
 
+from palimpsest.metrics.contract import Metric
+
+METRICS = (
+    Metric(
+        name="rank_correlation",
+        title="Spearman's rank correlation",
+        direction="none",
+        bounds=(-1.0, 1.0),
+        needs="verdicts",
+        definition_id="rank_correlation/1",
+        reference="Spearman 1904; interval: Bonett and Wright 2000, doi:10.1007/BF02294183",
+    ),
+)
+
 
 def rank_correlation(
     a: Sequence[float], b: Sequence[float], confidence: float = 0.95

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from palimpsest.reports import definitions
 from palimpsest.reports.intervals import Estimate
 from palimpsest.reports.select import Row, estimate
 
@@ -14,7 +15,8 @@ Level = Literal["finding", "open", "warning", "point"]
 
 @dataclass(frozen=True)
 class Evidence:
-    """A number behind a sentence. anchor: the row of the page that holds it, or "" for a number computed from several rows."""
+    """A number behind a sentence. anchor: the row of the page that holds it, or "" for a number computed from several rows.
+    definition: the id of its metric's definition."""
 
     what: str
     value: float
@@ -23,6 +25,7 @@ class Evidence:
     n: int | None
     anchor: str = ""
     unit: str = "%"
+    definition: str = ""
 
 
 @dataclass(frozen=True)
@@ -71,12 +74,20 @@ def listed(items: Sequence[str], most: int = 4) -> str:
 def from_row(row: Row, key: str = "ep") -> Evidence:
     """The value of a row as evidence."""
     what = f"{name(row)}: {key.upper() if key == 'ep' else key} on {row['judged_theme']}, {row['suite']}"
-    return Evidence(what, row[key], row.get(f"{key}_low"), row.get(f"{key}_high"), row["n"], row["anchor"])
+    return Evidence(
+        what,
+        row[key],
+        row.get(f"{key}_low"),
+        row.get(f"{key}_high"),
+        row["n"],
+        row["anchor"],
+        definition=definitions.of(key),
+    )
 
 
-def from_estimate(what: str, e: Estimate, n: int | None = None) -> Evidence:
-    """A number computed from several rows as evidence."""
-    return Evidence(what, e.value, e.low, e.high, n)
+def from_estimate(what: str, e: Estimate, n: int | None = None, column: str = "ep") -> Evidence:
+    """A number computed from several rows, or as the difference of two, as evidence. column: what it is a mean or difference of."""
+    return Evidence(what, e.value, e.low, e.high, n, definition=definitions.of(column))
 
 
 def count(n: int, noun: str) -> str:

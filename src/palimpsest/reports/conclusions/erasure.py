@@ -71,7 +71,7 @@ def best_methods(study: Study) -> list[Takeaway]:
         evidence = (
             from_row(first),
             from_row(second),
-            from_estimate("difference of the two", gap, first["n"]),
+            from_estimate("difference of the two", gap, first["n"], "ep_difference"),
         )
         if same:
             text = f"{start}; it cannot be told apart from {listed([name(row) for row in same])}."

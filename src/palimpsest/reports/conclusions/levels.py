@@ -6,10 +6,10 @@ The rule is the published benchmark's own: average over a method's versions, ran
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from palimpsest.reports import select
+from palimpsest.reports import definitions, select
 from palimpsest.reports.conclusions.side_effects import benign_rows
 from palimpsest.reports.conclusions.study import MEASURES, Measure, Study
 from palimpsest.reports.intervals import Estimate, difference, mean
@@ -49,12 +49,14 @@ class Standing:
 
 @dataclass(frozen=True)
 class Levels:
-    """A criterion's outcome. standings: best first; missing: why there are none, or which methods could not be ranked."""
+    """A criterion's outcome. definition: the id of the metric's definition; standings: best first; missing: why there are none, or which
+    methods could not be ranked."""
 
     criterion: str
     title: str
     column: str
     better: str
+    definition: str
     standings: tuple[Standing, ...]
     missing: str = ""
 
@@ -149,7 +151,8 @@ def level_of(better: int, worse: int, count: int) -> int:
 def standings(criterion: Criterion, study: Study) -> Levels:
     """Rank the methods under one criterion."""
     better = "higher" if criterion.sign > 0 else "lower"
-    blank = Levels(criterion.id, criterion.title, criterion.key, better, ())
+    definition = definitions.of(criterion.key)
+    blank = Levels(criterion.id, criterion.title, criterion.key, better, definition, ())
     groups: dict[str, list[Row]] = {}
     for row in criterion.rows(study):
         if row.get("fits", True) or not criterion.fitted:
@@ -160,9 +163,7 @@ def standings(criterion: Criterion, study: Study) -> Levels:
     whole = frozenset().union(*coverage.values()) if coverage and criterion.key == "ep" else None
     ranked = {label: own for label, own in groups.items() if whole is None or coverage[label] == whole}
     if len(ranked) < 2:
-        return Levels(
-            **{**asdict(blank), "standings": (), "missing": "not measured for at least two methods"}
-        )
+        return replace(blank, missing="not measured for at least two methods")
     values = {label: sum(row[criterion.key] for row in own) / len(own) for label, own in ranked.items()}
     estimates = {label: _estimate(own, criterion.key) for label, own in ranked.items()}
     with_limits = {label: e for label, e in estimates.items() if e is not None}
@@ -170,7 +171,7 @@ def standings(criterion: Criterion, study: Study) -> Levels:
     left = sorted(set(groups) - set(ranked))
     missing = f"not measured on every theme, so not ranked: {', '.join(left)}" if left else ""
     ordered = tuple(sorted(found, key=lambda s: (s.rank, s.label)))
-    return Levels(criterion.id, criterion.title, criterion.key, better, ordered, missing)
+    return replace(blank, standings=ordered, missing=missing)
 
 
 def _estimate(rows: Sequence[Row], key: str) -> Estimate | None:

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Mapping
 from itertools import pairwise
 
-from palimpsest.reports import select
+from palimpsest.reports import definitions, select
 from palimpsest.reports.conclusions.aspects import aspect_scores, correlated, pooled_attacks
 from palimpsest.reports.conclusions.comparison import headlines
 from palimpsest.reports.conclusions.levels import Levels, grd_rows, levels, measured
@@ -212,7 +212,18 @@ def trade_off(study: Study) -> list[Takeaway]:
             "sign": "negative" if found.value < 0 else "positive",
             "told_apart": not found.covers_zero,
         }
-        evidence = (Evidence("rank correlation", found.value, found.low, found.high, len(common), "", ""),)
+        evidence = (
+            Evidence(
+                "rank correlation",
+                found.value,
+                found.low,
+                found.high,
+                len(common),
+                "",
+                "",
+                definitions.of("rank_correlation"),
+            ),
+        )
         out.append(
             Takeaway(
                 f"trade_off.{aspect.replace(' ', '_')}",

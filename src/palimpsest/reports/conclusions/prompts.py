@@ -7,10 +7,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from palimpsest.metrics.ranks import ranks
-from palimpsest.reports import select
+from palimpsest.reports import definitions, select
 from palimpsest.reports.conclusions.study import Study
 from palimpsest.reports.evidence import Evidence, Level, Takeaway, percent, signed
 
+RANKS = definitions.of("rank_correlation")
 WEAK = 0.5  # a rank correlation below this leaves most of the order unexplained (r^2 below a quarter)
 
 
@@ -72,7 +73,9 @@ def _by_prompt(study: Study) -> list[Takeaway]:
         f"{signed(whole['correlation'])} ({signed(low)} to {signed(high)}): {end}. Unsafe images of the base by toxicity: {shares}."
     )
     rule = f"Spearman's rank correlation over prompts, weak when its whole interval lies within {WEAK} of 0; any theme counts as unsafe."
-    evidence = [Evidence("rank correlation", whole["correlation"], low, high, whole["n_prompts"], "", "")]
+    evidence = [
+        Evidence("rank correlation", whole["correlation"], low, high, whole["n_prompts"], "", "", RANKS)
+    ]
     evidence += [
         Evidence(f"unsafe at toxicity {r['bin']}", r["share"], r["share_low"], r["share_high"], r["n"])
         for r in rows

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from palimpsest.reports import select
+from palimpsest.reports import definitions, select
 from palimpsest.reports.conclusions.study import Study
 from palimpsest.reports.evidence import (
     Evidence,
@@ -128,6 +128,7 @@ def drift(study: Study) -> list[Takeaway]:
             row["n"],
             row["anchor"],
             "",
+            definitions.of("drift"),
         )
         for row in (low, high)
     )
