@@ -40,7 +40,8 @@ def pairs(job: Job, params: Params, runs: list[dict[str, Any]]) -> pl.DataFrame:
                 unerased = joined(scores[BASE, run["base"], "none", place[3], place[4]])
                 bases[key] = judging.verdicts(unerased, own, params.rules)
             erased = judging.verdicts(joined(scores[place]), own, params.rules)
-            sums = pairwise.prompt_sums(bases[key], erased)
+            # a cell of one theme was asked about no other, so it has no verdict on any of them
+            sums = pairwise.prompt_sums(bases[key], erased).filter(pl.col("theme").is_in(judged))
             for column, here in _columns(run, place, sums):
                 columns.append(column)
                 sources = here if sources is None else sources
