@@ -152,8 +152,9 @@ class Plan:
         if self._masked:
             segmenters.check(params, self._masked, self.root)
         gates = [self._gates()] if params.gates else []
-        unsafe = [prompts[name] for name, suite in params.suites.items() if suite.kind == "unsafe"]
-        return self._finish(scores, comparisons, [self.keywords, *unsafe, *gates])
+        # the report sets toxicity, which only the prompt table has, against verdicts on the first unsafe suite of no theme
+        free = [n for n, suite in params.suites.items() if suite.kind == "unsafe" and suite.theme is None][:1]
+        return self._finish(scores, comparisons, [self.keywords, *(prompts[name] for name in free), *gates])
 
     def _prompts(self, name: str) -> Cell:
         suite = self.params.suites[name]
