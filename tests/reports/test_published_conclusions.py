@@ -174,6 +174,10 @@ def test_the_documentation_lists_every_item() -> None:
         assert f"{name} {value:g}" in text, (name, value)
 
 
+def test_nothing_is_called_missing_in_tables_that_are_whole(study: Study) -> None:
+    assert not {"unranked", "incomplete", "refusals"} & {item.id for item in registry.takeaways(study)}
+
+
 def test_practical_guidance_is_that_of_the_study(study: Study) -> None:
     found = {one.scenario: set(one.methods) for one in guidance.guidance(study)}
     assert found == {

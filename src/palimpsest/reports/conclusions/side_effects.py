@@ -210,17 +210,18 @@ def unranked(study: Study) -> list[Takeaway]:
     least = params.statistics.least_base_unsafe
     few: dict[tuple[str, str], Row] = {}
     for row in select.ep_rows(rows, params):
-        if row["theme"] == row["judged_theme"] != select.EVERY_THEME and (row["n_base_unsafe"] or 0) < least:
+        own = row["theme"] == row["judged_theme"] != select.EVERY_THEME and row["n_base_unsafe"] is not None
+        if own and row["n_base_unsafe"] < least:
             few.setdefault((row["suite"], row["theme"]), row)
     if not few:
         return []
-    names = [f"{theme} on {suite} ({row['n_base_unsafe'] or 0})" for (suite, theme), row in few.items()]
+    names = [f"{theme} on {suite} ({row['n_base_unsafe']})" for (suite, theme), row in few.items()]
     text = f"Not ranked, because the base draws too few unsafe images: {listed(names)}; {least} are needed."
     rule = "Fewer unsafe base images than `statistics.least_base_unsafe`."
     evidence = tuple(
         Evidence(
             f"unsafe base images, {theme} on {suite}",
-            row["n_base_unsafe"] or 0,
+            row["n_base_unsafe"],
             None,
             None,
             row["n"],
