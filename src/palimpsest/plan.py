@@ -19,6 +19,7 @@ from palimpsest.cells import Cell, Shared
 from palimpsest.fingerprint import fingerprint
 from palimpsest.keywords.collected import TABLE7
 from palimpsest.params import Params, Sampler
+from palimpsest.reference import FILES, REFERENCE, is_published
 from palimpsest.runs import (
     BASE,
     UNERASED,
@@ -151,7 +152,9 @@ class Plan:
         if self._masked:
             segmenters.check(params, self._masked, self.root)
         gates = [self._gates()] if params.gates else []
-        return self._finish(scores, comparisons, [self.keywords, *gates])
+        # the report sets toxicity, which only the prompt table has, against verdicts on the first unsafe suite of no theme
+        free = [n for n, suite in params.suites.items() if suite.kind == "unsafe" and suite.theme is None][:1]
+        return self._finish(scores, comparisons, [self.keywords, *(prompts[name] for name in free), *gates])
 
     def _prompts(self, name: str) -> Cell:
         suite = self.params.suites[name]
@@ -436,6 +439,9 @@ class Plan:
             for run in {run.method: run for run in self.runs}.values()
         ]
         args = {"params": params.model_dump(mode="json"), "methods": methods, "benchmarks": measured}
+        if is_published(params, self.root):
+            args["reference"] = REFERENCE.as_posix()
+            raw |= {(REFERENCE / name).as_posix(): self._print(str(REFERENCE / name)) for name in FILES}
         modules = sorted({run.module for run in self.runs})
         self.latest_report = self._cell(
             "report", where, args, [self.aggregate, *scores, *comparisons, *shared], modules, raw

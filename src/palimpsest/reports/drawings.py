@@ -10,9 +10,9 @@ from typing import Any
 
 from palimpsest.params import Params
 from palimpsest.reports import appendix, figures, select, tables
+from palimpsest.reports.conclusions.side_effects import benign_rows
 from palimpsest.reports.inputs import ReportInputs
 from palimpsest.reports.select import Row
-from palimpsest.reports.side_effects import benign_rows
 
 VARIANT = "One variant per method: the first keyword set of the settings, or the largest training set."
 
@@ -138,6 +138,9 @@ def all_drawings(rows: Sequence[Row], inputs: ReportInputs, folder: Path) -> dic
                 ),
                 caption,
             )
+    if inputs.toxicity:
+        caption = "Unsafe images of the unchanged model by the toxicity of their prompts, with intervals. Grey: all data sets."
+        add("toxicity", partial(figures.toxicity, inputs.toxicity), caption)
     spent = tables.cost_rows(rows, inputs.fits)
     if spent:
         add(

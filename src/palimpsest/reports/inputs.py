@@ -34,6 +34,8 @@ class ReportInputs:
         keyword, as nested dicts or as lists in the order of `detailed`.
     environments: the distinct environments of the artifacts, each {"versions": {...}, "hardware": {...}, ...}.
     methods: metadata dicts of the methods (the fields of `palimpsest.methods.contract.Info`).
+    pairs: paired comparisons of methods (`metrics.pairwise.SCHEMA`); toxicity: rows of `metrics.toxicity.table`; reference: the folder
+        of the published tables, given when this experiment may be shown beside them.
     date: shown as given; it is an input, so that equal inputs give equal bytes.
     """
 
@@ -47,6 +49,9 @@ class ReportInputs:
     keywords: Mapping[str, Any] = field(default_factory=dict)
     environments: Sequence[Mapping[str, Any]] = ()
     benchmarks: Mapping[str, Any] | None = None
+    pairs: pl.DataFrame | None = None
+    toxicity: Sequence[Mapping[str, Any]] = ()
+    reference: Path | None = None
     methods: Sequence[Mapping[str, Any]] = ()
     date: str = ""
 

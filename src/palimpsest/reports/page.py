@@ -13,7 +13,9 @@ from markupsafe import Markup
 
 from palimpsest import store
 from palimpsest.params import Params
-from palimpsest.reports import appendix, drawings, layouts, pairs, select, tables, takeaways
+from palimpsest.reports import appendix, drawings, layouts, pairs, select, tables, verdict_tables
+from palimpsest.reports.conclusions import own, registry
+from palimpsest.reports.conclusions.study import Study
 from palimpsest.reports.evidence import Takeaway
 from palimpsest.reports.inputs import ReportInputs, check, is_micro
 from palimpsest.reports.select import Row
@@ -22,6 +24,10 @@ from palimpsest.reports.tables import Table
 TEMPLATES = Path(__file__).parent / "templates"
 # What the template asks for; a report without data for one leaves it out.
 TABLES = (
+    "levels",
+    "guidance",
+    "toxicity",
+    "beside",
     "ep",
     "all_themes",
     "by_theme_keywords",
@@ -38,7 +44,7 @@ TABLES = (
     "benchmarks",
     "environment",
 )
-FIGURES = ("bars", "heatmap_themes", "heatmap_datasets", "radar", "scatter", "costs")
+FIGURES = ("toxicity", "bars", "heatmap_themes", "heatmap_datasets", "radar", "scatter", "costs")
 BANNER = "Micro world: a small model that this project trained itself; not comparable with published numbers."
 
 
@@ -49,7 +55,7 @@ class Content:
     tables: Sequence[Table]
     figures: Mapping[str, drawings.Drawing]
     grids: Sequence[pairs.Grid]
-    takeaways: Sequence[Takeaway]
+    takeaways: Sequence[tuple[str, Sequence[Takeaway]]]
 
 
 def environment() -> jinja2.Environment:
@@ -132,10 +138,12 @@ def metrics(rows: Sequence[Row], params: Params) -> dict[str, float]:
     return out
 
 
-def all_tables(rows: Sequence[Row], inputs: ReportInputs) -> list[Table]:
+def all_tables(rows: Sequence[Row], inputs: ReportInputs, study: Study) -> list[Table]:
     """Every table of the page that has rows, in its order."""
     params = inputs.params
     found = [
+        verdict_tables.levels_table(study), verdict_tables.guidance_table(study),
+        verdict_tables.toxicity_table(inputs.toxicity), verdict_tables.beside_table(rows, params, inputs.reference),
         tables.ep_table(rows, params), *layouts.layouts(rows, params), tables.dataset_table(rows, params),
         tables.rules_table(rows, params),
         tables.benign_table(rows, params), tables.base_table(rows, params), tables.cost_table(rows, inputs),
@@ -198,14 +206,22 @@ def write_report(inputs: ReportInputs, folder: Path) -> None:
     grids = pairs.grids(
         rows, inputs.params, pairs.files(inputs.comparisons), pairs.files(inputs.scores, detector)
     )
-    sentences = takeaways.takeaways(rows, inputs.params)
+    study = own.study_of(inputs, rows)
+    sentences = registry.by_section(study)
     content = Content(
-        all_tables(rows, inputs), drawings.all_drawings(rows, inputs, folder / "figures"), grids, sentences
+        all_tables(rows, inputs, study),
+        drawings.all_drawings(rows, inputs, folder / "figures"),
+        grids,
+        sentences,
     )
     for table in content.tables:
         (folder / "tables" / f"{table.id}.csv").write_text(tables.as_csv(table), encoding="utf-8")
     inputs.cells.write_csv(folder / "tables" / "cells.csv")
+    own.write_tables(inputs, folder)
     store.write_json(metrics(rows, inputs.params), folder / "metrics.json")
-    store.write_json(takeaways.as_json(sentences), folder / "takeaways.json")
+    store.write_json(
+        registry.as_json([one for _, found in sentences for one in found]), folder / "takeaways.json"
+    )
+    store.write_json(registry.conclusions(study), folder / "conclusions.json")
     with store.atomic(folder / "index.html") as part:
         part.write_text(render(inputs, rows, content), encoding="utf-8")

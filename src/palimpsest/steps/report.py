@@ -17,6 +17,7 @@ from palimpsest.job import Input, Job
 from palimpsest.params import parse
 from palimpsest.reports.inputs import ReportInputs
 from palimpsest.reports.page import write_report
+from palimpsest.steps import paired
 
 
 def commit() -> str:
@@ -149,7 +150,8 @@ def run(job: Job) -> None:
     params = parse(job.args["params"])
     table = job.one("aggregate")
     costs = costs_of(job.one("costs").path)
-    cells, known = store.read_parquet(table.path), identities(store.read_meta(table.path)["runs"])
+    runs = store.read_meta(table.path)["runs"]
+    cells, known = store.read_parquet(table.path), identities(runs)
     gates = store.read_json(job.one("gates").path)["gates"] if job.of("gates") else None
     inputs = ReportInputs(
         params=params,
@@ -163,6 +165,9 @@ def run(job: Job) -> None:
         environments=environments(costs),
         benchmarks={Path(path).stem: store.read_json(path) for path in job.args["benchmarks"]},
         methods=[described(method) for method in job.args["methods"]],
+        pairs=paired.pairs(job, params, runs),
+        toxicity=paired.toxicities(job, params),
+        reference=Path(job.args["reference"]) if job.args.get("reference") else None,
     )
     folder = job.output.parent
     part = folder.with_name(f".{folder.name}.{os.getpid()}.part")
