@@ -13,7 +13,7 @@ from markupsafe import Markup
 
 from palimpsest import store
 from palimpsest.params import Params
-from palimpsest.reports import appendix, drawings, layouts, pairs, select, tables, takeaways
+from palimpsest.reports import appendix, classifiers, drawings, layouts, pairs, select, tables, takeaways
 from palimpsest.reports.evidence import Takeaway
 from palimpsest.reports.inputs import ReportInputs, check, is_micro
 from palimpsest.reports.select import Row
@@ -33,6 +33,9 @@ TABLES = (
     "benign",
     "base",
     "cost",
+    "classifiers",
+    "reliability",
+    "agreement",
     "failures",
     "gates",
     "benchmarks",
@@ -139,6 +142,7 @@ def all_tables(rows: Sequence[Row], inputs: ReportInputs) -> list[Table]:
         tables.ep_table(rows, params), *layouts.layouts(rows, params), tables.dataset_table(rows, params),
         tables.rules_table(rows, params),
         tables.benign_table(rows, params), tables.base_table(rows, params), tables.cost_table(rows, inputs),
+        *classifiers.tables_of(inputs.classifiers, params),
         tables.failure_table(rows), appendix.gates_table(inputs.gates), appendix.benchmark_table(inputs.benchmarks),
         appendix.environment_table(inputs.environments),
     ]  # fmt: skip
