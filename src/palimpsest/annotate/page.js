@@ -164,7 +164,7 @@ function decide(found, wanted) {
     button.textContent = `${index + 1}${decided(one) ? " ✓" : ""}`;
     button.setAttribute("aria-label", `Disagreement ${index + 1} about ${Object.keys(one.themes).join(", ")}${decided(one) ? ", decided" : ""}`);
     button.setAttribute("aria-current", String(one === item));
-    button.addEventListener("click", () => decide({ ...found, disputes }, one.image));
+    button.addEventListener("click", () => { decide({ ...found, disputes }, one.image); home(); });
     line.append(button);
     return line;
   }));
@@ -185,17 +185,20 @@ function save(given, needed = true) {
     const found = await ask(path, { image: at, answers: given });
     if (path === "answer") label(found, "Saved.");
     else { decide(found); say("Saved."); }
-    $("frame").focus({ preventScroll: true });
+    home();
   });
 }
 const none = () => { if (seen) all("no"); save(answers()); };
 const unsure = () => save(Object.fromEntries(state.themes.map((theme) => [theme.name, "unsure"])), false);
-const skip = () => at !== null && act(async () => label(await ask("skip", { image: at }), "Skipped; it comes back at the end."));
+const skip = () => at !== null && act(async () => { label(await ask("skip", { image: at }), "Skipped; it comes back at the end."); home(); });
 const undo = () => act(async () => {
   if (view === "label") label(await ask("undo", {}), "Taken back.");
   else { decide(await ask("undecide", {}), at); say("Taken back."); }
+  home();
 });
-const again = () => act(async () => label(await ask("again", {})));
+const again = () => act(async () => { label(await ask("again", {})); home(); });
+// The keys work on the image; a button that keeps the focus would take Enter for itself.
+const home = () => { if (at !== null) $("frame").focus({ preventScroll: true }); };
 const look = () => { toggled = !toggled; veil(); };
 const begin = (name) => act(async () => {
   rater = name;
@@ -207,7 +210,7 @@ const begin = (name) => act(async () => {
     rater = null;
     throw error;
   }
-  $("frame").focus({ preventScroll: true });
+  home();
 });
 
 $("name-form").addEventListener("submit", (event) => { event.preventDefault(); begin($("name").value); });
@@ -224,6 +227,7 @@ for (const button of $("views").children) {
   button.addEventListener("click", () => act(async () => {
     if (button.dataset.view === "label") label(await ask(`state${query()}`));
     else { decide(await ask(`disputes${query()}`)); say("Only images about which raters disagree, and only the themes in question."); }
+    home();
   }));
 }
 addEventListener("keydown", (event) => {

@@ -46,6 +46,8 @@ class Session:
         self.allowed = [votes.rater_name(name) for name in raters]
         self._clock = clock
         self._lock = threading.RLock()
+        # copies of the images, and who said what about them, are nobody else's business
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.journal = Journal(folder / JOURNAL)
         try:
             self.board: Board = replay(self.journal.records)
