@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
@@ -80,6 +81,7 @@ def annotate(
         )
     typer.echo(f"open {server.address}")
     typer.echo("Ctrl-C ends it; the same command goes on where it stopped.")
+    signal.signal(signal.SIGTERM, _interrupt)
     try:
         server.serve_forever()
     except KeyboardInterrupt:
@@ -87,6 +89,10 @@ def annotate(
     finally:
         server.server_close()
         session.close()
+
+
+def _interrupt(*_: Any) -> NoReturn:
+    raise KeyboardInterrupt
 
 
 def _store(settings: Params, given: Path | None) -> Path:

@@ -108,7 +108,7 @@ def loaded(browser: Any) -> None:
     """Wait until nothing is under way and an image is there, or the end is."""
     wait(
         browser,
-        "!busy && (!document.getElementById('end').hidden || document.getElementById('picture').naturalWidth > 0)",
+        "!busy && (at === null || (document.images[0].complete && document.images[0].naturalWidth > 0))",
     )
 
 

@@ -66,7 +66,7 @@ def test_the_page_asks_for_nothing_from_elsewhere(client: Client) -> None:
         assert not re.search(r"https?://|//[a-z]+\.|@import|innerHTML|eval\(", text)
 
 
-@pytest.mark.parametrize("token", ["", "x", "Zm9v", "../", "%2e%2e", "\u00e9".encode().decode("latin-1")])
+@pytest.mark.parametrize("token", ["", "x", "Zm9v", "../", "%2e%2e", "%c3%a9", "%00"])
 @pytest.mark.parametrize("method", ["GET", "POST"])
 def test_a_wrong_token_gets_nothing(client: Client, token: str, method: str) -> None:
     for rest in ("", "state", "page.js", f"image/{next(iter(client.server.session.here))}", "answer"):
@@ -263,6 +263,6 @@ def test_a_killed_server_loses_no_answer_it_confirmed(tmp_path: Path) -> None:
 
             assert json.load(answer)["done"] == len(kept)
     finally:
-        running.send_signal(signal.SIGINT)
+        running.send_signal(signal.SIGTERM)
         assert running.wait(timeout=20) == 0
     assert THEMES.keys() <= themes.keys()

@@ -54,9 +54,6 @@ function show(image) {
   picture.onerror = () => say("This image could not be loaded.", true);
   picture.src = `image/${image}`;
 }
-function preload(images) {
-  for (const image of images) new Image().src = `image/${image}`;
-}
 
 // --- answers ---
 function fields(themes, notes) {
@@ -140,7 +137,6 @@ function label(found, message = "") {
   fields(state.themes, {});
   for (const [theme, value] of Object.entries(state.before ?? {})) set(theme, value);
   show(state.image);
-  preload(state.ahead);
 }
 const decided = (item) => Object.keys(item.themes).every((theme) => theme in item.decided);
 function decide(found, wanted) {

@@ -10,7 +10,9 @@ from __future__ import annotations
 import hmac
 import json
 import secrets
+import sys
 from collections.abc import Callable
+from contextlib import suppress
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -26,6 +28,7 @@ PAGE = {
     "page.js": ("page.js", "text/javascript; charset=utf-8"),
 }
 LARGEST_BODY = 64 << 10
+MOST_DRAINED = 1 << 20
 HEADERS = {
     "Content-Security-Policy": (
         "default-src 'none'; img-src 'self' data:; script-src 'self'; style-src 'self'; connect-src 'self'; "
@@ -61,6 +64,11 @@ class Server(ThreadingHTTPServer):
         self.token = secrets.token_urlsafe(24)
         self.hosts = {f"{name}:{self.server_port}" for name in ("127.0.0.1", "localhost")}
 
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A browser that goes away in the middle is no error worth a traceback."""
+        if not isinstance(sys.exc_info()[1], ConnectionError | TimeoutError):
+            super().handle_error(request, client_address)
+
     @property
     def address(self) -> str:
         """The page's address, token and all."""
@@ -75,6 +83,7 @@ class Handler(BaseHTTPRequestHandler):
     server_version = "palimpsest"
     sys_version = ""
     timeout = 60
+    taken = False
 
     def do_GET(self) -> None:
         """The page, its files, an image, or what the page asks for."""
@@ -98,18 +107,27 @@ class Handler(BaseHTTPRequestHandler):
         except OSError as error:
             text = f"not saved: {error.strerror or error}. Make room, then try again"
             status, body, kind = HTTPStatus.INSUFFICIENT_STORAGE, _json({"error": text}), JSON
-        if status != HTTPStatus.OK:
-            # what is left of a refused request must not be taken for the next one
-            self.close_connection = True
+        # one request each: what is left of a refused one is never taken for the next, and a browser notices at once that a server is gone
+        self.close_connection = True
         self.send_response(status)
         self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(body)))
-        if self.close_connection:
-            self.send_header("Connection", "close")
+        self.send_header("Connection", "close")
         for name, value in HEADERS.items():
             self.send_header(name, value)
         self.end_headers()
         self.wfile.write(body)
+        if status != HTTPStatus.OK:
+            self._drain()
+
+    def _drain(self) -> None:
+        """Read what a refused client still sends, within limits: closing before that would take the answer from it."""
+        self.wfile.flush()
+        self.connection.settimeout(1)
+        length = self.headers.get("Content-Length", "")
+        if not self.taken and length.isascii() and length.isdigit():
+            with suppress(OSError):
+                self.rfile.read(min(int(length), MOST_DRAINED))
 
     def _admitted(self) -> str:
         """The part of the path after the token. Raises Refused for every request that does not come from the page."""
@@ -186,6 +204,7 @@ class Handler(BaseHTTPRequestHandler):
             raise Refused(HTTPStatus.LENGTH_REQUIRED, "Content-Length is missing")
         if int(length) > LARGEST_BODY:
             raise Refused(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"at most {LARGEST_BODY} bytes are taken")
+        self.taken = True
         try:
             sent = json.loads(self.rfile.read(int(length)))
         except (ValueError, RecursionError):

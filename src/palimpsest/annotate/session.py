@@ -16,7 +16,6 @@ from palimpsest.annotate.pictures import Found, keep
 from palimpsest.annotate.votes import Role, Vote
 
 JOURNAL = "journal.jsonl"
-AHEAD = 3
 
 
 def now() -> str:
@@ -154,7 +153,6 @@ class Session:
                 "skipped": sum(image in self.here for image in sheet.skipped),
                 "unsure": unsure,
                 "image": queue[0] if queue else None,
-                "ahead": queue[1:AHEAD],
                 "undo": len(sheet.past),
                 "before": sheet.undone[1].answers
                 if sheet.undone and queue[:1] == [sheet.undone[0]]

@@ -230,7 +230,7 @@ def run(job: Job) -> None:
     for (images, detector), parts in sorted(found.items()):
         identity = {"labels": "people", "images": images, "detector": detector}
         rows += rows_of(pl.concat(parts), identity, statistics, seed)
-    table = pl.DataFrame(rows, schema=SCHEMA, orient="row").fill_nan(None)
+    table = pl.DataFrame(rows, schema=SCHEMA, orient="row").with_columns(pl.col(pl.Float64).fill_nan(None))
     extra: dict[str, Any] = {}
     if said:
         extra = {
