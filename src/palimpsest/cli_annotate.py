@@ -234,8 +234,9 @@ def status(config: Overlays = None, store: Store = None) -> None:
         parts = [
             f"{item.name.replace('_', ' ')} {item.value:.2f} [{item.low:.2f}, {item.high:.2f}] over {item.n} images"
             for item in agreement(np.array(ratings), 2)
+            if item.n > 1 and item.value == item.value
         ]
-        typer.echo(f"{theme}: {'; '.join(parts)}")
+        typer.echo(f"{theme}: {'; '.join(parts) or 'no agreement to measure yet'}")
     disputes = board.disputes()
     left = sum(set(themes) - set(decided) != set() for _, themes, decided in disputes)
     typer.echo(f"{len(disputes)} image(s) with opposite answers, {left} not decided")

@@ -101,6 +101,7 @@ def enter(browser: Any, running: Running, who: str) -> None:
     browser.get(running.server.address)
     wait(browser, "document.activeElement.id === 'name'")
     press(browser, who, "\ue007")
+    wait(browser, "rater !== null && !busy")
     loaded(browser)
 
 

@@ -50,7 +50,7 @@ def write(board: Board, path: Path) -> int:
     frame = pl.DataFrame(rows, schema=dict.fromkeys(COLUMNS, pl.String), orient="row").sort(COLUMNS)
     if path.suffix == ".csv":
         # names come from outside, and spreadsheets run what starts like a formula
-        safe = frame.with_columns(_guarded(pl.col(name)) for name in ("image_id", "rater"))
+        safe = frame.with_columns(_guarded(name) for name in ("image_id", "rater"))
         with store.atomic(path) as part:
             safe.write_csv(part)
     else:
@@ -58,10 +58,12 @@ def write(board: Board, path: Path) -> int:
     return len(said)
 
 
-def _guarded(column: Any) -> Any:
+def _guarded(name: str) -> pl.Expr:
     import polars as pl
 
-    return pl.when(column.str.contains(r"^['=+\-@\t\r]")).then("'" + column).otherwise(column)
+    column = pl.col(name)
+    formula = column.str.contains(r"^['=+\-@\t\r]")
+    return pl.when(formula).then("'" + column).otherwise(column).alias(name)
 
 
 def read(path: Path) -> Votes:
