@@ -24,7 +24,7 @@ def session(begin: Begin) -> Session:
         session.answer(
             "=Zoë 'q', \"x\"", image, yes() if number % 2 else {**yes("glitch"), "uncased": "unsure"}
         )
-    session.answer("eve", sorted(session.here)[1], yes("glitch"), "adjudicator")
+    session.answer("eve", sorted(session.here)[1], {"glitch": "yes"}, "adjudicator")
     return session
 
 

@@ -92,7 +92,7 @@ def test_a_board_is_what_its_journal_says(begin: Begin) -> None:
         session.answer("bob", image, yes("glitch"))
     session.undo("bob")
     session.skip("bob", images[-1])
-    session.answer("eve", images[0], yes(), "adjudicator")
+    session.answer("eve", images[0], {"glitch": "no"}, "adjudicator")
     assert replayed(session) == session.board
     assert session.board.conflicts == votes.disputed(session.board.votes())
 
@@ -110,7 +110,9 @@ def test_only_disagreements_can_be_decided(begin: Begin) -> None:
     with pytest.raises(ValueError, match="do not disagree"):
         session.answer("eve", second, yes(), "adjudicator")
     assert votes.labels(session.board.votes())[first, "glitch"] is None
-    session.answer("eve", first, yes("glitch", "uncased"), "adjudicator")
+    with pytest.raises(ValueError, match=r"each theme is needed: \['glitch'\]"):
+        session.answer("eve", first, yes("glitch"), "adjudicator")
+    session.answer("eve", first, {"glitch": "yes"}, "adjudicator")
     labels = votes.labels(session.board.votes())
     assert (labels[first, "glitch"], labels[first, "uncased"]) == (True, False)
     session.undo("eve", "adjudicator")

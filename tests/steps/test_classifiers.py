@@ -195,7 +195,7 @@ def test_a_decision_makes_a_label_where_raters_are_even(here: Path) -> None:
     exchange.write(session.board, Path("votes.parquet"))
     before, _ = table(judgements, ["votes.parquet"])
     for image, themes, _ in session.board.disputes():
-        session.answer("eve", image, dict.fromkeys(THEMES, "yes"), "adjudicator")
+        session.answer("eve", image, {"uncased": "yes"}, "adjudicator")
         assert themes == ["uncased"]
     exchange.write(session.board, Path("votes.parquet"))
     after, meta = table(judgements, ["votes.parquet"])

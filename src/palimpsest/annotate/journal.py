@@ -80,9 +80,7 @@ class Journal:
 
     def append(self, *records: Mapping[str, Any]) -> None:
         """Add events; they are on the disk when this returns. Raises OSError, and then none of them is in the journal."""
-        text = "".join(
-            json.dumps(dict(record), ensure_ascii=True, sort_keys=True) + "\n" for record in records
-        )
+        text = "".join(json.dumps(dict(record)) + "\n" for record in records)
         size = os.fstat(self._file).st_size
         data = memoryview(text.encode())
         try:

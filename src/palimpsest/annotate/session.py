@@ -101,18 +101,17 @@ class Session:
         return name
 
     def answer(self, who: str, image: str, answers: object, role: Role = "rater") -> None:
-        """Save answers about an image, over earlier ones. Raises KeyError for an unknown image, ValueError for what is no answer, or for
-        a decision about an image nobody disagrees on."""
+        """Save answers about an image, over earlier ones: about all themes, or, as a decision, about those that raters disagree on.
+
+        Raises KeyError for an unknown image, ValueError for what is no answer, or for a decision where nobody disagrees.
+        """
         self.path(image)
-        given = votes.checked(answers, self.board.themes)
         with self._lock:
-            if role == "adjudicator":
-                disputes = {item: themes for item, themes, _ in self.board.disputes()}
-                if image not in disputes:
-                    raise ValueError("raters do not disagree about this image, so there is nothing to decide")
-                given = {theme: given[theme] for theme in disputes[image]}
-            event = {"kind": "answer", "image": image, "answers": given, "at": self._clock()}
-            self._record({**event, "rater": who, "role": role})
+            wanted = self.board.themes if role == "rater" else self.board.conflicts.get(image, [])
+            if not wanted:
+                raise ValueError("raters do not disagree about this image, so there is nothing to decide")
+            event = {"kind": "answer", "image": image, "answers": votes.checked(answers, wanted)}
+            self._record({**event, "at": self._clock(), "rater": who, "role": role})
 
     def skip(self, who: str, image: str) -> None:
         """Leave an image for later."""
