@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
+from palimpsest import cli_annotate
+
 if TYPE_CHECKING:
     from palimpsest.params import Params
     from palimpsest.plan import Plan
@@ -18,6 +20,7 @@ SETTINGS = "params.yaml"
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False
 )
+app.add_typer(cli_annotate.app, name="annotate")
 Overlays = Annotated[
     list[Path] | None,
     typer.Option(

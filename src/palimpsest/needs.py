@@ -35,7 +35,7 @@ TRAINING = 4
 MASKS = 4 * GIB
 # Seconds for one sampling step of one 512 x 512 image on a slow GPU.
 STEP = 0.4
-LIGHT = ("prompts", "keywords", "reference", "compare", "aggregate", "report")
+LIGHT = ("prompts", "keywords", "reference", "compare", "aggregate", "classifiers", "report")
 
 
 class Needs:
@@ -59,6 +59,8 @@ class Needs:
         if cell.step == "suppression":  # every keyword prompted alone, and with every keyword suppressed
             words = len(cell.args["keywords"])
             return words * (words + 1) * int(cell.args["seeds"])
+        if cell.step == "renders":
+            return int(cell.args["count"])
         if cell.step == "gates":
             gates = self.params.gates
             tables = [path for path in gates.get("files", []) if str(path).endswith(".csv")]
@@ -167,7 +169,7 @@ class Needs:
         size = PROCESS
         if cell.step in LIGHT:
             size += 2 * MIB * len(cell.inputs)
-        if cell.step in ("score", "suppression", "gates"):
+        if cell.step in ("score", "renders", "suppression", "gates"):
             size += 2 * max(value or 0 for name, value in self.gpu_memory.items() if name.startswith("judge"))
         if cell.step == "masks":
             size += 2 * (self._segmenter.get("making masks") or 0)
@@ -186,7 +188,7 @@ class Needs:
             return 60
         if cell.step == "erase":
             return 30 + math.ceil(360 * min(1.0, 16 * share))
-        steps = 10 if cell.step in ("score", "masks") else self.params.sampler.steps
+        steps = 10 if cell.step in ("score", "renders", "masks") else self.params.sampler.steps
         return 30 + math.ceil(2 * self.images(cell) * steps * STEP * share / 60)
 
 

@@ -30,7 +30,8 @@ from palimpsest.specs import (
 )
 
 __all__ = [
-    "BadSettings", "Detector", "Keywords", "Masks", "Model", "Name", "Params", "PromptFormat", "Report", "Rule", "Sampler", "SamplerName",
+    "BadSettings", "Classifiers",
+    "Detector", "Keywords", "Masks", "Model", "Name", "Params", "PromptFormat", "Report", "Rule", "Sampler", "SamplerName",
     "Source", "Statistics", "Strict", "Suite", "Theme", "TrainingImages", "Variants", "load", "merge", "parse", "problems_of",
     "read_yaml",
 ]  # fmt: skip
@@ -87,6 +88,13 @@ class Variants(Strict):
     only: dict[str, list[str]] = {}
 
 
+class Classifiers(Strict):
+    """How detectors are held against labels. renders: held-out pictures of the micro world, whose labels are exact, that every detector
+    judges; 0: none. What people labelled is read from `data/labels/<experiment>/` besides."""
+
+    renders: Annotated[int, Field(ge=0)] = 0
+
+
 class Report(Strict):
     """blur: whether images are blurred until clicked (always on for real suites); pairs: image pairs per method and theme."""
 
@@ -115,6 +123,7 @@ class Params(Strict):
     judge: str
     rules: Annotated[dict[str, Rule], Field(min_length=1)]
     statistics: Statistics = Statistics()
+    classifiers: Classifiers = Classifiers()
     report: Report = Report()
     gates: dict[str, Any] = {}
 

@@ -18,6 +18,7 @@ from typing import Any
 from palimpsest.cells import Cell, Shared
 from palimpsest.fingerprint import fingerprint
 from palimpsest.keywords.collected import TABLE7
+from palimpsest.labelled import label_files
 from palimpsest.params import Params, Sampler
 from palimpsest.reference import FILES, REFERENCE, is_published
 from palimpsest.runs import (
@@ -154,7 +155,9 @@ class Plan:
         gates = [self._gates()] if params.gates else []
         # the report sets toxicity, which only the prompt table has, against verdicts on the first unsafe suite of no theme
         free = [n for n, suite in params.suites.items() if suite.kind == "unsafe" and suite.theme is None][:1]
-        return self._finish(scores, comparisons, [self.keywords, *(prompts[name] for name in free), *gates])
+        toxicities = [prompts[name] for name in free]
+        classifiers = self._classifiers(scores)
+        return self._finish(scores, comparisons, [self.keywords, *toxicities, *gates, *classifiers])
 
     def _prompts(self, name: str) -> Cell:
         suite = self.params.suites[name]
@@ -386,6 +389,35 @@ class Plan:
             raw=raw,
             hints=self._hints(params.sampler),
         )
+
+    def _renders(self, name: str) -> Cell:
+        """What a detector says about held-out pictures of the micro world. No label of a person is in its recipe."""
+        params, detector = self.params, self.params.detectors[name]
+        every = self._questions(name, Variant(UNERASED, (), "none"))
+        args = {**every, "count": params.classifiers.renders, "seed": params.seed}
+        raw = {detector.path: self._print(detector.path, detector.revision)}
+        roots = (f"palimpsest.detectors.{detector.kind}",)
+        hints = {"batch": detector.batch}
+        return self._cell("renders", {"detector": name}, args, roots=roots, raw=raw, hints=hints)
+
+    def _classifiers(self, scores: list[Cell]) -> list[Cell]:
+        """How right the detectors are, where there are labels. Labels of people enter here and nowhere else, so that new ones generate
+        and judge nothing again."""
+        params = self.params
+        renders = [self._renders(name) for name in params.detectors] if params.classifiers.renders else []
+        labels = label_files(self.root, params.experiment)
+        if not renders and not labels:
+            return []
+        args = {
+            "themes": {name: theme.detailed for name, theme in params.themes.items()},
+            "rules": {name: rule.model_dump() for name, rule in params.rules.items()},
+            "statistics": params.statistics.model_dump(),
+            "seed": params.seed,
+            "labels": list(labels),
+        }
+        where = {"experiment": params.experiment}
+        judged = scores if labels else []
+        return [self._cell("classifiers", where, args, [*renders, *judged], raw=labels)]
 
     def _finish(self, scores: list[Cell], comparisons: list[Cell], shared: list[Cell]) -> Cell:
         params = self.params

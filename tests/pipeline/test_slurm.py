@@ -22,7 +22,7 @@ from tests.pipeline.project import OVERLAY, ROOT, Project
 pytestmark = pytest.mark.pipeline_slow
 OBSTACLE = slurm.obstacle()
 HASTY = ("--slurm-init-seconds-before-status-checks", "1", "--seconds-between-status-checks", "1")
-GPU_RULES = {"suppression", "images", "masks", "erase", "generate", "score", "gates"}
+GPU_RULES = {"suppression", "images", "masks", "erase", "generate", "score", "gates", "renders"}
 
 
 def profile(name: str) -> dict[str, Any]:

@@ -300,6 +300,53 @@ def make_toxicity(prompts: int = 60) -> list[dict[str, Any]]:
     return toxicity.table(scored, pl.concat(parts))
 
 
+def classifiers() -> dict[str, Any]:
+    """How right a detector is: numbers as the table of classifiers holds them, one of them unknown."""
+    numbers = ("accuracy", "precision", "recall", "f1", "mcc", "auroc", "ece")
+    line = {
+        "low": 0.4,
+        "high": 0.5,
+        "n": 6,
+        "mean_score": 0.45,
+        "rate": 0.5,
+        "rate_low": 0.2,
+        "rate_high": 0.8,
+    }
+    rows = [
+        {
+            "labels": labels,
+            "images": images,
+            "detector": HOSTILE if labels == "people" else "vqa",
+            "rule": rule,
+            "theme": theme,
+            "n": 60,
+            "n_shown": 12,
+            "tp": 10,
+            "fp": 3,
+            "fn": 2,
+            "tn": 45,
+            **{
+                f"{name}{end}": value
+                for name in numbers
+                for end, value in (("", 0.8), ("_low", 0.7), ("_high", 0.9))
+            },
+            "auroc": None,
+            "reliability": [line],
+        }
+        for labels, images in (("exact", "held-out renders"), ("people", "base images"))
+        for rule in ("joined", "any")
+        for theme in ("any", *THEMES)
+    ]
+    counts = {"raters": 3, "images": 60, "unsure": 4, "disputed": 7, "decided": 5}
+    kappa = {"fleiss_kappa": 0.61, "fleiss_kappa_low": 0.5, "fleiss_kappa_high": 0.7}
+    people = {"images": 60, "matched": 48, "votes": 540}
+    return {
+        "rows": rows,
+        "agreement": [{"theme": theme, **counts, **kappa} for theme in THEMES],
+        "people": people,
+    }
+
+
 def make(folder: Path, images: int = 24, **changes: Any) -> ReportInputs:
     """Complete inputs with image and score files in `folder`; the variants of a method share theirs, which saves the tests time."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -361,6 +408,7 @@ def make(folder: Path, images: int = 24, **changes: Any) -> ReportInputs:
             "direct": dict.fromkeys(THEMES, gate),
             "benign": {**gate, "value": 0.05, "limit": 0.03, "direction": "max", "passed": False},
         },
+        classifiers=classifiers(),
         keywords={"themes": keywords},
         environments=[
             {"versions": versions, "hardware": {"cpu": "2 cores"}},

@@ -30,6 +30,8 @@ class ReportInputs:
     comparisons, scores: (identity, path of a Parquet file) pairs; identity has method, preset, theme, keyword_set,
         training_images and suite; scores may also have `detector`. Several files (shards) may share an identity.
     gates: checks of the micro world: {name: {value, n, limit, direction "min"|"max", passed}}, nested at will, or None.
+    classifiers: how right the detectors are: {"rows": rows of the table of classifiers, "agreement": rows per theme, "people": counts},
+        or None.
     keywords: {"themes": {theme: {detailed, concise, matrix, ...}}}; matrix in percent, rows = erased keyword, columns = prompted
         keyword, as nested dicts or as lists in the order of `detailed`.
     environments: the distinct environments of the artifacts, each {"versions": {...}, "hardware": {...}, ...}.
@@ -46,6 +48,7 @@ class ReportInputs:
     comparisons: Iterable[tuple[Mapping[str, Any], Path]] = ()
     scores: Iterable[tuple[Mapping[str, Any], Path]] = ()
     gates: Mapping[str, Any] | None = None
+    classifiers: Mapping[str, Any] | None = None
     keywords: Mapping[str, Any] = field(default_factory=dict)
     environments: Sequence[Mapping[str, Any]] = ()
     benchmarks: Mapping[str, Any] | None = None

@@ -13,7 +13,7 @@ from markupsafe import Markup
 
 from palimpsest import store
 from palimpsest.params import Params
-from palimpsest.reports import appendix, drawings, layouts, pairs, select, tables, verdict_tables
+from palimpsest.reports import appendix, classifiers, drawings, layouts, pairs, select, tables, verdict_tables
 from palimpsest.reports.conclusions import own, registry
 from palimpsest.reports.conclusions.study import Study
 from palimpsest.reports.evidence import Takeaway
@@ -39,6 +39,9 @@ TABLES = (
     "benign",
     "base",
     "cost",
+    "classifiers",
+    "reliability",
+    "agreement",
     "failures",
     "gates",
     "benchmarks",
@@ -147,6 +150,7 @@ def all_tables(rows: Sequence[Row], inputs: ReportInputs, study: Study) -> list[
         tables.ep_table(rows, params), *layouts.layouts(rows, params), tables.dataset_table(rows, params),
         tables.rules_table(rows, params),
         tables.benign_table(rows, params), tables.base_table(rows, params), tables.cost_table(rows, inputs),
+        *classifiers.tables_of(inputs.classifiers, params),
         tables.failure_table(rows), appendix.gates_table(inputs.gates), appendix.benchmark_table(inputs.benchmarks),
         appendix.environment_table(inputs.environments),
     ]  # fmt: skip

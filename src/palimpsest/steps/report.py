@@ -132,6 +132,16 @@ def costs_of(path: Path) -> list[dict[str, Any]]:
     return [{**row, "environment": known[row["environment"]]} for row in rows]
 
 
+def classifiers_of(job: Job) -> dict[str, Any] | None:
+    """How right the detectors are, where there were labels to tell."""
+    if not job.of("classifiers"):
+        return None
+    path = job.one("classifiers").path
+    meta = store.read_meta(path)
+    rows = store.read_parquet(path).to_dicts()
+    return {"rows": rows, "agreement": meta.get("agreement", []), "people": meta.get("people", {})}
+
+
 def described(method: dict[str, Any]) -> dict[str, Any]:
     """The metadata of a settings file's module, with what the settings file says instead: its own name and title, perhaps its paper."""
     own = {key: value for key, value in method.items() if key != "module"}
@@ -154,6 +164,7 @@ def run(job: Job) -> None:
     cells, known = store.read_parquet(table.path), identities(runs)
     gates = store.read_json(job.one("gates").path)["gates"] if job.of("gates") else None
     inputs = ReportInputs(
+        classifiers=classifiers_of(job),
         params=params,
         cells=with_costs(cells, costs, known),
         commit=commit(),
