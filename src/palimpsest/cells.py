@@ -27,6 +27,9 @@ PATTERNS = {
     "score": "data/scores/{method}/{preset}/{variant}/{suite}-{shard}.{detector}.{key}.parquet",
     "reference": "data/scores/{method}/{preset}/{variant}/images/{suite}-{shard}.{key}.parquet",
     "compare": "data/scores/{method}/{preset}/{variant}/compare/{suite}-{shard}.{key}.parquet",
+    "quality": "data/scores/{method}/{preset}/{variant}/quality/{suite}-{shard}.{measure}.{key}.parquet",
+    "real": "data/shared/real/{suite}.{measure}.{key}.parquet",
+    "quality_table": "data/tables/{experiment}/quality.{key}.parquet",
     "aggregate": "data/tables/{experiment}/cells.{key}.parquet",
     "report": "reports/{experiment}-{key}/index.html",
 }

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
+from palimpsest.quality_specs import Quality
 from palimpsest.specs import (
     Detector,
     Masks,
@@ -30,8 +31,9 @@ from palimpsest.specs import (
 )
 
 __all__ = [
-    "BadSettings", "Detector", "Keywords", "Masks", "Model", "Name", "Params", "PromptFormat", "Report", "Rule", "Sampler", "SamplerName",
-    "Source", "Statistics", "Strict", "Suite", "Theme", "TrainingImages", "Variants", "load", "merge", "parse", "problems_of",
+    "BadSettings", "Detector", "Keywords", "Masks", "Model", "Name", "Params", "PromptFormat", "Quality", "Report", "Rule", "Sampler",
+    "SamplerName", "Source", "Statistics", "Strict", "Suite", "Theme", "TrainingImages", "Variants",
+    "load", "merge", "parse", "problems_of",
     "read_yaml",
 ]  # fmt: skip
 
@@ -116,6 +118,7 @@ class Params(Strict):
     rules: Annotated[dict[str, Rule], Field(min_length=1)]
     statistics: Statistics = Statistics()
     report: Report = Report()
+    quality: Quality = Quality()
     gates: dict[str, Any] = {}
 
     @model_validator(mode="after")

@@ -33,6 +33,7 @@ class ReportInputs:
     keywords: {"themes": {theme: {detailed, concise, matrix, ...}}}; matrix in percent, rows = erased keyword, columns = prompted
         keyword, as nested dicts or as lists in the order of `detailed`.
     environments: the distinct environments of the artifacts, each {"versions": {...}, "hardware": {...}, ...}.
+    quality: the table of step `quality_table` (see palimpsest.metrics.quality_table), or None; measures: what measured, by name.
     methods: metadata dicts of the methods (the fields of `palimpsest.methods.contract.Info`).
     date: shown as given; it is an input, so that equal inputs give equal bytes.
     """
@@ -48,6 +49,8 @@ class ReportInputs:
     environments: Sequence[Mapping[str, Any]] = ()
     benchmarks: Mapping[str, Any] | None = None
     methods: Sequence[Mapping[str, Any]] = ()
+    quality: pl.DataFrame | None = None
+    measures: Mapping[str, Any] = field(default_factory=dict)
     date: str = ""
 
 

@@ -13,7 +13,7 @@ from markupsafe import Markup
 
 from palimpsest import store
 from palimpsest.params import Params
-from palimpsest.reports import appendix, drawings, layouts, pairs, select, tables, takeaways
+from palimpsest.reports import appendix, drawings, layouts, pairs, quality, select, tables, takeaways
 from palimpsest.reports.evidence import Takeaway
 from palimpsest.reports.inputs import ReportInputs, check, is_micro
 from palimpsest.reports.select import Row
@@ -31,6 +31,8 @@ TABLES = (
     "datasets",
     "rules",
     "benign",
+    "quality",
+    "grd",
     "base",
     "cost",
     "failures",
@@ -38,7 +40,7 @@ TABLES = (
     "benchmarks",
     "environment",
 )
-FIGURES = ("bars", "heatmap_themes", "heatmap_datasets", "radar", "scatter", "costs")
+FIGURES = ("bars", "heatmap_themes", "heatmap_datasets", "radar", "scatter", "pareto", "costs")
 BANNER = "Micro world: a small model that this project trained itself; not comparable with published numbers."
 
 
@@ -138,7 +140,8 @@ def all_tables(rows: Sequence[Row], inputs: ReportInputs) -> list[Table]:
     found = [
         tables.ep_table(rows, params), *layouts.layouts(rows, params), tables.dataset_table(rows, params),
         tables.rules_table(rows, params),
-        tables.benign_table(rows, params), tables.base_table(rows, params), tables.cost_table(rows, inputs),
+        tables.benign_table(rows, params), quality.quality_table(rows, inputs), quality.grd_table(rows, inputs),
+        tables.base_table(rows, params), tables.cost_table(rows, inputs),
         tables.failure_table(rows), appendix.gates_table(inputs.gates), appendix.benchmark_table(inputs.benchmarks),
         appendix.environment_table(inputs.environments),
     ]  # fmt: skip

@@ -151,6 +151,7 @@ def run(job: Job) -> None:
     costs = costs_of(job.one("costs").path)
     cells, known = store.read_parquet(table.path), identities(store.read_meta(table.path)["runs"])
     gates = store.read_json(job.one("gates").path)["gates"] if job.of("gates") else None
+    measured = job.of("quality_table")
     inputs = ReportInputs(
         params=params,
         cells=with_costs(cells, costs, known),
@@ -162,6 +163,8 @@ def run(job: Job) -> None:
         keywords=store.read_json(job.one("keywords").path),
         environments=environments(costs),
         benchmarks={Path(path).stem: store.read_json(path) for path in job.args["benchmarks"]},
+        quality=store.read_parquet(measured[0].path) if measured else None,
+        measures=store.read_meta(measured[0].path)["measures"] if measured else {},
         methods=[described(method) for method in job.args["methods"]],
     )
     folder = job.output.parent
