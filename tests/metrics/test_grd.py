@@ -80,6 +80,15 @@ def test_a_row_may_stand_for_several_boxes() -> None:
     assert grd(base, method, TARGET, OTHER, unit="classes", **OPTIONS).target == 0.0
 
 
+def test_a_detectors_lists_of_boxes_are_counted_above_the_threshold() -> None:
+    labels = {"image_id": ["a/0/0"] * 4, "label": ["gears", "wiring", "joints", "limbs"]}
+    boxes = [[0.9, 0.5, 0.41, 0.3], [], [0.8], []]
+    base = pl.DataFrame({**labels, "score": [0.9, 0.0, 0.8, 0.0], "boxes": boxes})
+    method = pl.DataFrame({**labels, "score": [0.5, 0.0, 0.8, 0.0], "boxes": [[0.5], [], [0.8], []]})
+    found = grd(base, method, TARGET, OTHER, unit="boxes", **OPTIONS)
+    assert (found.n_base_target, found.n_target, found.n_base_other) == (3, 1, 1)
+
+
 def test_an_image_that_was_not_made_shows_nothing() -> None:
     base, method = random_tables(prompts=6)
     blocked = method.with_columns(score=pl.lit(None, pl.Float32)).unique(["image_id", "label"])

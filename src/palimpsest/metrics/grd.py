@@ -69,10 +69,11 @@ def grd(
 ) -> Grd:
     """GRD of detections of the same images before and after.
 
-    base, method: columns image_id and label, score, and perhaps count and source. A row stands for `count` boxes (1 without that column)
-    of one score; an image may have several rows of a label; a null score is an image that was not made, and shows nothing. Every image
-    needs at least one row, whatever its label. Boxes count whose score is above `threshold`. Prompts are resampled within each source; an
-    image id ends in its repetition. Raises ValueError for unequal images, or classes that are in both groups, in none, or never scored.
+    base, method: columns image_id, label and score, and perhaps source and either boxes (scores of all boxes of the label, of which score
+    is the largest) or count (how many boxes of this score a row stands for; 1 without). An image may have several rows of a label; a null
+    score is an image that was not made, and shows nothing. Every image needs at least one row, whatever its label. Boxes count whose score
+    is above `threshold`. Prompts are resampled within each source; an image id ends in its repetition. Raises ValueError for unequal
+    images, or classes that are in both groups, in none, or never scored.
     """
     _check(base, method, target, other, unit)
     check_coverage(base["image_id"].unique(), method["image_id"].unique())
@@ -130,10 +131,17 @@ def _images(frame: pl.DataFrame) -> pl.DataFrame:
 
 def _counts(frame: pl.DataFrame, labels: Sequence[str], threshold: float, unit: Unit) -> np.ndarray:
     """Boxes above the threshold per image (in order) and class: int [images, labels]."""
-    count = pl.col("count") if "count" in frame.columns else pl.lit(1).alias("count")
+    if "boxes" in frame.columns:
+        count = pl.col("boxes").list.eval(pl.element().cast(pl.Float64) > threshold).list.sum()
+    else:
+        count = pl.col("count") if "count" in frame.columns else pl.lit(1)
     seen = frame.filter(pl.col("score").cast(pl.Float64) > threshold, pl.col("label").is_in(list(labels)))
     found = pl.col("count").sum() if unit == "boxes" else pl.len()
-    boxes = seen.select("image_id", "label", count).group_by("image_id", "label").agg(found.alias("boxes"))
+    boxes = (
+        seen.select("image_id", "label", count.alias("count"))
+        .group_by("image_id", "label")
+        .agg(found.alias("boxes"))
+    )
     images = _images(frame).select("image_id").with_row_index("row")
     places = pl.DataFrame({"label": list(labels), "column": range(len(labels))})
     placed = boxes.join(images, on="image_id").join(places, on="label")

@@ -1,0 +1,294 @@
+"""The steps that measure quality, run as jobs over pictures of the micro world, and the table that they end in."""
+
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+
+from palimpsest import closure, params, store
+from palimpsest.metrics import frechet, intervals, kernel, quality_table
+from palimpsest.metrics.real_pictures import Real, RealPictures
+from palimpsest.plan import build
+
+ROOT = Path(__file__).parents[1]
+FEATURES, CLIP = ROOT / "models/micro/features", ROOT / "models/micro/clip"
+REAL = ROOT / "data/micro/real.parquet"
+MICRO = {"kind": "micro", "settings": {"path": str(FEATURES), "revision": None}}
+STATISTICS = {"resamples": 200, "confidence": 0.95, "least_base_unsafe": 1}
+RUNS = [
+    {"method": m, "preset": "default", "variant": v, "base": "default", "theme": t, "keyword_set": None, "training_images": None}
+    for m, v, t in (("sd", "none", None), ("uce", "uncased.detailed", "uncased"), ("guard", "uncased", "uncased"))
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def captions() -> list[dict[str, str]]:
+    with open(ROOT / "data/micro/prompts/coco.csv", encoding="utf-8", newline="") as handle:
+        return list(csv.DictReader(handle))[:16]
+
+
+def generations(path: Path, rows: list[dict[str, str]], images: list[np.ndarray | None]) -> Path:
+    """What `generate` leaves; None is a blocked prompt."""
+    shown = [
+        None if image is None else {"bytes": store.encode_png(image), "path": f"{i}.png"}
+        for i, image in enumerate(images)
+    ]
+    frame = pl.DataFrame(
+        {
+            "image_id": [f"coco/{row['image_id']}/0" for row in rows],
+            "source": "coco",
+            "prompt_id": [int(row["image_id"]) for row in rows],
+            "repetition": 0,
+            "prompt": [row["prompt"] for row in rows],
+            "decision": ["made" if image is not None else "blocked_prompt" for image in images],
+            "image": pl.Series(shown, dtype=pl.Struct({"bytes": pl.Binary, "path": pl.String})),
+        }
+    )
+    store.write_parquet(frame, path, image_columns=["image"])
+    return path
+
+
+def job(
+    folder: Path, step: str, name: str, inputs: list[dict[str, Any]], roots: list[str], **args: Any
+) -> Path:
+    """Run a step as a job, in a process of its own."""
+    output = folder / f"{name}.0123456789abcdef.parquet"
+    spec = {
+        "step": step,
+        "where": {"suite": "coco"},
+        "key": "0123456789abcdef",
+        "args": args,
+        "inputs": inputs,
+        "output": str(output),
+        **closure.stamp((f"palimpsest.steps.{step}", "palimpsest.job", *roots)),
+        "recipe": {},
+    }
+    code = "import json, sys; from palimpsest.job import run; run(json.load(sys.stdin))"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        input=json.dumps(spec),
+        text=True,
+        capture_output=True,
+        check=False,
+        cwd=folder,
+    )
+    assert done.returncode == 0, done.stderr
+    return output
+
+
+def given(step: str, path: Path, **where: str) -> dict[str, Any]:
+    return {"step": step, "where": where, "path": str(path)}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory, captions: list[dict[str, str]]) -> dict[str, Any]:
+    """Base: renders of the captions, moved a little; a method that darkens them; a guard that blocks a quarter."""
+    folder = tmp_path_factory.mktemp("quality")
+    lookup = RealPictures(Real(path=str(REAL)), 64)
+    real = [lookup.get(int(row["image_id"])) for row in captions]
+    base = [np.roll(image, 2, axis=1) for image in real if image is not None]
+    dark = [(image * 0.6).astype(np.uint8) for image in base]
+    guarded = [None if i % 4 == 0 else image for i, image in enumerate(base)]
+    files = {
+        name: generations(folder / f"{name}.parquet", captions, images)
+        for name, images in (("base", base), ("dark", dark), ("guarded", guarded))
+    }
+    reference = given("reference", files["base"])
+    measured = {}
+    for name in files:
+        inputs = [given("generate", files[name]), *([] if name == "base" else [reference])]
+        measured[name] = job(
+            folder, "quality", f"{name}-micro", inputs, ["palimpsest.metrics.micro"], measure=MICRO
+        )
+    prompts = pl.DataFrame(
+        {
+            "source": "coco",
+            "prompt_id": [int(row["image_id"]) for row in captions],
+            "prompt": [row["prompt"] for row in captions],
+            "gate": "ok",
+        }
+    )
+    store.write_parquet(prompts, folder / "prompts.parquet")
+    real_features = job(
+        folder,
+        "real",
+        "real",
+        [given("prompts", folder / "prompts.parquet")],
+        ["palimpsest.metrics.micro"],
+        measure=MICRO,
+        real={"path": str(REAL), "crop": "center"},
+        resolution=64,
+    )
+    return {"folder": folder, "measured": measured, "real": real_features, "files": files}
+
+
+def table(made: dict[str, Any]) -> pl.DataFrame:
+    places = {"base": RUNS[0], "dark": RUNS[1], "guarded": RUNS[2]}
+    inputs = [
+        given(
+            "quality", path, suite="coco", shard="0", measure="micro",
+            **{key: places[name][key] for key in ("method", "preset", "variant")},
+        )
+        for name, path in made["measured"].items()
+    ]  # fmt: skip
+    inputs.append(given("real", made["real"], suite="coco", measure="micro"))
+    path = job(
+        made["folder"],
+        "quality_table",
+        "table",
+        inputs,
+        ["palimpsest.metrics.micro"],
+        experiment="test",
+        base="sd",
+        runs=RUNS,
+        measures={"micro": {**MICRO, "gives": ["lpips_micro"], "sets": {"micro": ["micro", "micro"]}}},
+        grd={},
+        statistics=STATISTICS,
+        seed=0,
+    )
+    assert store.read_meta(path)["measures"]["micro"]["kind"] == "micro"
+    return store.read_parquet(path)
+
+
+def features(path: Path) -> np.ndarray:
+    return np.array(store.read_parquet(path)["features_micro"].drop_nulls().to_list(), np.float64)
+
+
+def test_features_are_stored_once_per_picture_and_distances_beside_them(made: dict[str, Any]) -> None:
+    base, dark, guarded = (store.read_parquet(made["measured"][name]) for name in ("base", "dark", "guarded"))
+    assert base["lpips_micro"].null_count() == len(base)  # nothing to compare the base with
+    assert dark["lpips_micro"].min() > 0
+    assert guarded["lpips_micro"].drop_nulls().max() == pytest.approx(0, abs=1e-6)
+    assert guarded["features_micro"].null_count() == guarded["lpips_micro"].null_count() == 4
+    assert features(made["measured"]["dark"]).shape == (16, 32)
+
+
+def test_the_table_holds_what_the_metrics_say(made: dict[str, Any]) -> None:
+    frame = table(made)
+    rows = {(row["method"], row["metric"]): row for row in frame.iter_rows(named=True)}
+    base, dark = (features(made["measured"][name]) for name in ("base", "dark"))
+    real = np.array(store.read_parquet(made["real"])["features_micro"].to_list(), np.float64)
+    prompts = store.read_parquet(made["measured"]["dark"])["image_id"].str.replace("/0$", "").to_numpy()
+    assert rows["uce", "fid_base_micro"]["value"] == pytest.approx(frechet.fid(dark, base))
+    assert rows["uce", "fid_micro"]["value"] == pytest.approx(frechet.fid(dark, real))
+    assert rows["sd", "fid_micro"]["value"] == pytest.approx(frechet.fid(base, real))
+    value, limits = kernel.kid_interval(dark, real, prompts)
+    found = rows["uce", "kid_micro"]
+    assert (found["value"], found["low"], found["high"]) == pytest.approx((value, *limits))
+    assert rows["uce", "fid_micro"]["value"] > rows["sd", "fid_micro"]["value"]
+    drift = store.read_parquet(made["measured"]["dark"])["lpips_micro"].to_numpy()
+    found = rows["uce", "lpips_micro"]
+    assert (found["low"], found["high"]) == pytest.approx(intervals.mean_interval(drift, prompts))
+    assert found["value"] == pytest.approx(drift.mean())
+    assert found["definition_id"] == "lpips_micro/1"
+    assert ("sd", "lpips_micro") not in rows and ("sd", "fid_base_micro") not in rows
+
+
+def test_a_set_that_lacks_pictures_has_a_kid_and_no_fid(made: dict[str, Any]) -> None:
+    rows = {row["metric"]: row for row in table(made).filter(method="guard").iter_rows(named=True)}
+    assert rows["fid_micro"]["value"] is None
+    assert rows["fid_micro"]["status"] == "undefined"
+    assert "4 of 16 images were not made; FID depends on their number" in rows["fid_micro"]["reason"]
+    guarded, base = (features(made["measured"][name]) for name in ("guarded", "base"))
+    same = [i for i in range(16) if i % 4]
+    assert rows["kid_base_micro"]["value"] == pytest.approx(kernel.kid(guarded, base[same]))
+    assert rows["kid_base_micro"]["n"] == rows["lpips_micro"]["n"] == 12
+
+
+def test_clip_scores_are_compared_in_pairs(tmp_path: Path, made: dict[str, Any]) -> None:
+    measure = {"kind": "clip_score", "settings": {"path": str(CLIP), "revision": None}}
+    frames = [
+        store.read_parquet(
+            job(
+                tmp_path,
+                "quality",
+                f"{name}-clip",
+                [given("generate", made["files"][name])],
+                ["palimpsest.metrics.clip_score"],
+                measure=measure,
+            )
+        )
+        for name in ("base", "dark")
+    ]
+    row = quality_table.value_rows(frames[1], frames[0], ["clip_score"], 0.95)[0]
+    gap = (frames[1]["clip_score"] - frames[0]["clip_score"]).to_numpy()
+    assert row["change"] == pytest.approx(gap.mean())
+    assert row["change_low"] < row["change"] < row["change_high"]
+    alone = row["high"] - row["low"]
+    assert row["change_high"] - row["change_low"] < alone * 2**0.5  # pairs say more than two means do
+
+
+def test_cells_that_do_not_cover_the_base_are_named(made: dict[str, Any]) -> None:
+    base = store.read_parquet(made["measured"]["base"])
+    lost = quality_table.missing(base.head(10), base, "lpips_micro")
+    assert lost is not None and lost["status"] == "missing"
+    assert lost["reason"] == "covers 10 of the base's 16 images"
+    assert quality_table.missing(base, base.reverse(), "lpips_micro") is None
+
+
+def settings(**quality: Any) -> params.Params:
+    own = {"methods": {"sd": ["default"], "sd_np": ["default"]}, "quality": quality}
+    return params.parse({**params.read_yaml(ROOT / "params.yaml"), **own})
+
+
+def test_the_plan_measures_benign_suites_only_and_one_measure_more_keeps_the_others() -> None:
+    micro = {"micro": {"kind": "micro", "path": "models/micro/features"}}
+    clip = {"clip": {"kind": "clip_score", "path": "models/micro/clip"}}
+    real = {"coco": {"path": "data/micro/real.parquet"}}
+    one, two = (build(settings(measures=m, real=real), ROOT) for m in (micro, {**micro, **clip}))
+    measured = [cell for cell in two.cells.values() if cell.step == "quality"]
+    assert {cell.where["suite"] for cell in measured} == {"coco"}
+    assert sum(cell.step == "real" for cell in two.cells.values()) == 1
+    kept = {cell.path for cell in measured if cell.where["measure"] == "micro"}
+    assert kept <= set(one.cells)
+    other_batch = build(settings(measures={"micro": {**micro["micro"], "batch": 7}}, real=real), ROOT)
+    assert kept <= set(other_batch.cells)
+    none = build(settings(), ROOT)
+    assert not {"quality", "real", "quality_table"} & {cell.step for cell in none.cells.values()}
+
+
+@pytest.mark.parametrize(
+    ("quality", "message"),
+    [
+        ({"measures": {"x": {"kind": "nope"}}}, r"kind 'nope' does not exist; allowed: \['clip_score'"),
+        ({"measures": {"x": {"kind": "micro", "pathh": "a"}}}, r"unknown key; did you mean 'path'\?"),
+        (
+            {"measures": {n: {"kind": "micro", "path": n} for n in "xy"}},
+            r"'x' and 'y' both give 'lpips_micro'",
+        ),
+        ({"real": {"cocoo": {"path": "a"}}}, r"'cocoo' is no suite; allowed: \['nsfw', 'coco'\]"),
+        (
+            {"grd": {"uncased": {"detector": "parts", "target": ["a"], "other": ["b"]}}},
+            r"'parts' is no detector",
+        ),
+    ],
+)
+def test_wrong_settings_are_named(quality: dict[str, Any], message: str) -> None:
+    with pytest.raises(params.BadSettings, match=message):
+        build(settings(**quality), ROOT)
+
+
+def test_real_pictures_come_from_a_folder_too(tmp_path: Path) -> None:
+    from PIL import Image
+
+    picture = np.zeros((40, 80, 3), np.uint8)
+    picture[:, 20:60] = 255
+    Image.fromarray(picture).save(tmp_path / "COCO_val2014_000000000042.png")
+    centre, squashed = (
+        RealPictures(Real(path=str(tmp_path), crop=crop), 32) for crop in ("center", "squash")
+    )  # type: ignore[arg-type]
+    assert (centre.get(42) == 255).all()
+    found = squashed.get(42)
+    assert found is not None and found.shape == (32, 32, 3)
+    assert found[:, 0].max() == 0
+    assert centre.get(43) is None
+    with pytest.raises(FileNotFoundError, match="there are no real pictures at"):
+        RealPictures(Real(path=str(tmp_path / "nothing")), 32)
