@@ -14,9 +14,10 @@ import polars as pl
 import pytest
 
 from palimpsest import closure, params, store
-from palimpsest.metrics import frechet, intervals, kernel, quality_table
+from palimpsest.metrics import clip_score, frechet, intervals, kernel, measuring, quality_table
 from palimpsest.metrics.real_pictures import Real, RealPictures
 from palimpsest.plan import build
+from palimpsest.steps import quality as step
 
 ROOT = Path(__file__).parents[1]
 FEATURES, CLIP = ROOT / "models/micro/features", ROOT / "models/micro/clip"
@@ -56,32 +57,46 @@ def generations(path: Path, rows: list[dict[str, str]], images: list[np.ndarray 
     return path
 
 
-def job(
-    folder: Path, step: str, name: str, inputs: list[dict[str, Any]], roots: list[str], **args: Any
-) -> Path:
-    """Run a step as a job, in a process of its own."""
-    output = folder / f"{name}.0123456789abcdef.parquet"
-    spec = {
+Spec = dict[str, Any]
+
+
+def job(folder: Path, step: str, name: str, inputs: list[Spec], **args: Any) -> Spec:
+    """The description of a job of the micro measure."""
+    roots = (f"palimpsest.steps.{step}", "palimpsest.job", "palimpsest.metrics.micro")
+    return {
         "step": step,
         "where": {"suite": "coco"},
         "key": "0123456789abcdef",
         "args": args,
         "inputs": inputs,
-        "output": str(output),
-        **closure.stamp((f"palimpsest.steps.{step}", "palimpsest.job", *roots)),
+        "output": str(folder / f"{name}.0123456789abcdef.parquet"),
+        **closure.stamp(roots),
         "recipe": {},
     }
-    code = "import json, sys; from palimpsest.job import run; run(json.load(sys.stdin))"
+
+
+def run(folder: Path, *jobs: Spec) -> None:
+    """Run jobs, each in a fork of one process that has loaded the libraries, as in a run."""
+    code = (
+        "import json, os, sys, safetensors.torch, polars, PIL.Image\n"
+        "for spec in json.load(sys.stdin):\n"
+        "    child = os.fork()\n"
+        "    if child == 0:\n"
+        "        from palimpsest.job import run\n"
+        "        run(spec)\n"
+        "        sys.stderr.flush()\n"
+        "        os._exit(0)\n"
+        "    if os.waitpid(child, 0)[1]: sys.exit(1)\n"
+    )
     done = subprocess.run(
         [sys.executable, "-c", code],
-        input=json.dumps(spec),
+        input=json.dumps(jobs),
         text=True,
         capture_output=True,
         check=False,
         cwd=folder,
     )
     assert done.returncode == 0, done.stderr
-    return output
 
 
 def given(step: str, path: Path, **where: str) -> dict[str, Any]:
@@ -102,12 +117,10 @@ def made(tmp_path_factory: pytest.TempPathFactory, captions: list[dict[str, str]
         for name, images in (("base", base), ("dark", dark), ("guarded", guarded))
     }
     reference = given("reference", files["base"])
-    measured = {}
+    jobs = {}
     for name in files:
         inputs = [given("generate", files[name]), *([] if name == "base" else [reference])]
-        measured[name] = job(
-            folder, "quality", f"{name}-micro", inputs, ["palimpsest.metrics.micro"], measure=MICRO
-        )
+        jobs[name] = job(folder, "quality", f"{name}-micro", inputs, measure=MICRO)
     prompts = pl.DataFrame(
         {
             "source": "coco",
@@ -117,35 +130,33 @@ def made(tmp_path_factory: pytest.TempPathFactory, captions: list[dict[str, str]
         }
     )
     store.write_parquet(prompts, folder / "prompts.parquet")
-    real_features = job(
+    jobs["real"] = job(
         folder,
         "real",
         "real",
         [given("prompts", folder / "prompts.parquet")],
-        ["palimpsest.metrics.micro"],
         measure=MICRO,
         real={"path": str(REAL), "crop": "center"},
         resolution=64,
     )
-    return {"folder": folder, "measured": measured, "real": real_features, "files": files}
-
-
-def table(made: dict[str, Any]) -> pl.DataFrame:
-    places = {"base": RUNS[0], "dark": RUNS[1], "guarded": RUNS[2]}
+    places = dict(zip(files, RUNS, strict=True))
     inputs = [
         given(
-            "quality", path, suite="coco", shard="0", measure="micro",
+            "quality",
+            Path(jobs[name]["output"]),
+            suite="coco",
+            shard="0",
+            measure="micro",
             **{key: places[name][key] for key in ("method", "preset", "variant")},
         )
-        for name, path in made["measured"].items()
-    ]  # fmt: skip
-    inputs.append(given("real", made["real"], suite="coco", measure="micro"))
-    path = job(
-        made["folder"],
+        for name in files
+    ]
+    inputs.append(given("real", Path(jobs["real"]["output"]), suite="coco", measure="micro"))
+    jobs["table"] = job(
+        folder,
         "quality_table",
         "table",
         inputs,
-        ["palimpsest.metrics.micro"],
         experiment="test",
         base="sd",
         runs=RUNS,
@@ -154,8 +165,13 @@ def table(made: dict[str, Any]) -> pl.DataFrame:
         statistics=STATISTICS,
         seed=0,
     )
-    assert store.read_meta(path)["measures"]["micro"]["kind"] == "micro"
-    return store.read_parquet(path)
+    run(folder, *jobs.values())
+    return {"measured": {name: Path(spec["output"]) for name, spec in jobs.items()}, "files": files}
+
+
+def table(made: dict[str, Any]) -> pl.DataFrame:
+    assert store.read_meta(made["measured"]["table"])["measures"]["micro"]["kind"] == "micro"
+    return store.read_parquet(made["measured"]["table"])
 
 
 def features(path: Path) -> np.ndarray:
@@ -175,12 +191,12 @@ def test_the_table_holds_what_the_metrics_say(made: dict[str, Any]) -> None:
     frame = table(made)
     rows = {(row["method"], row["metric"]): row for row in frame.iter_rows(named=True)}
     base, dark = (features(made["measured"][name]) for name in ("base", "dark"))
-    real = np.array(store.read_parquet(made["real"])["features_micro"].to_list(), np.float64)
+    real = np.array(store.read_parquet(made["measured"]["real"])["features_micro"].to_list(), np.float64)
     prompts = store.read_parquet(made["measured"]["dark"])["image_id"].str.replace("/0$", "").to_numpy()
     assert rows["uce", "fid_base_micro"]["value"] == pytest.approx(frechet.fid(dark, base))
     assert rows["uce", "fid_micro"]["value"] == pytest.approx(frechet.fid(dark, real))
     assert rows["sd", "fid_micro"]["value"] == pytest.approx(frechet.fid(base, real))
-    value, limits = kernel.kid_interval(dark, real, prompts)
+    value, limits = kernel.kid_interval(dark, real, prompts, paired=True)
     found = rows["uce", "kid_micro"]
     assert (found["value"], found["low"], found["high"]) == pytest.approx((value, *limits))
     assert rows["uce", "fid_micro"]["value"] > rows["sd", "fid_micro"]["value"]
@@ -199,25 +215,18 @@ def test_a_set_that_lacks_pictures_has_a_kid_and_no_fid(made: dict[str, Any]) ->
     assert "4 of 16 images were not made; FID depends on their number" in rows["fid_micro"]["reason"]
     guarded, base = (features(made["measured"][name]) for name in ("guarded", "base"))
     same = [i for i in range(16) if i % 4]
-    assert rows["kid_base_micro"]["value"] == pytest.approx(kernel.kid(guarded, base[same]))
+    assert rows["kid_base_micro"]["value"] == pytest.approx(kernel.kid(guarded, base[same], paired=True))
     assert rows["kid_base_micro"]["n"] == rows["lpips_micro"]["n"] == 12
 
 
-def test_clip_scores_are_compared_in_pairs(tmp_path: Path, made: dict[str, Any]) -> None:
-    measure = {"kind": "clip_score", "settings": {"path": str(CLIP), "revision": None}}
-    frames = [
-        store.read_parquet(
-            job(
-                tmp_path,
-                "quality",
-                f"{name}-clip",
-                [given("generate", made["files"][name])],
-                ["palimpsest.metrics.clip_score"],
-                measure=measure,
-            )
-        )
-        for name in ("base", "dark")
-    ]
+def test_means_are_compared_in_pairs(captions: list[dict[str, str]], made: dict[str, Any]) -> None:
+    measure = clip_score.load(clip_score.Settings(path=str(CLIP)))
+    frames = []
+    for name in ("base", "dark"):
+        frame = store.read_parquet(made["files"][name], ["image_id", "image"])
+        images = [store.decode_png(image["bytes"]) for image in frame["image"].to_list()]
+        pictures = measuring.Pictures(images, [row["prompt"] for row in captions])
+        frames.append(step.with_measured(frame.select("image_id"), measure, pictures, list(range(16))))
     row = quality_table.value_rows(frames[1], frames[0], ["clip_score"], 0.95)[0]
     gap = (frames[1]["clip_score"] - frames[0]["clip_score"]).to_numpy()
     assert row["change"] == pytest.approx(gap.mean())

@@ -69,6 +69,22 @@ def test_kid_is_torchmetrics_kid() -> None:
     assert deviation == pytest.approx(0, abs=1e-9)
 
 
+def test_pairs_of_one_prompt_are_left_out_where_rows_are_pairs() -> None:
+    """Two pictures of one seed are alike: with their pairs in it, KID of two equal distributions is far below 0."""
+    plain, paired = [], []
+    for _ in range(200):
+        common = features(24, 6)
+        a, b = (common + 0.1 * RNG.normal(size=common.shape) for _ in range(2))
+        plain.append(kernel.kid(a, b))
+        paired.append(kernel.kid(a, b, paired=True))
+    assert abs(np.mean(paired)) < 4 * np.std(paired) / np.sqrt(len(paired))
+    assert np.mean(plain) < -10 * np.std(paired) / np.sqrt(len(paired))
+    a, b = features(9, 4), features(9, 4)
+    kernels = [(x @ y.T / 4 + 1) ** 3 for x, y in ((a, a), (b, b), (a, b))]
+    expected = [np.mean([k[i, j] for i in range(9) for j in range(9) if i != j]) for k in kernels]
+    assert kernel.kid(a, b, paired=True) == pytest.approx(expected[0] + expected[1] - 2 * expected[2])
+
+
 def test_kid_of_two_sets_of_one_kind_has_no_bias() -> None:
     values = [kernel.kid(features(20, 6), features(20, 6)) for _ in range(400)]
     assert abs(np.mean(values)) < 4 * np.std(values) / np.sqrt(len(values))

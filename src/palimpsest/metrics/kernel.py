@@ -29,24 +29,39 @@ def _metric(name: str, title: str, how: str) -> Metric:
 
 
 METRICS = (
-    _metric("kid_clean", "KID to real pictures, resized as clean-fid does", "over all pictures, as for FID"),
+    _metric(
+        "kid_clean",
+        "KID to real pictures, resized as clean-fid does",
+        "over all pictures, without pairs of one prompt",
+    ),
     _metric("kid_micro", "micro world's KID to drawn pictures", MICRO),
     _metric(
-        "kid_base_clean", "KID to the base model's pictures, resized as clean-fid does", "over all pictures"
+        "kid_base_clean",
+        "KID to the base model's pictures, resized as clean-fid does",
+        "over all pictures, without pairs of one prompt",
     ),
     _metric("kid_base_micro", "micro world's KID to the base model's pictures", MICRO),
 )
 
 
-def kid(features: np.ndarray, others: np.ndarray) -> float:
-    """Unbiased KID of all rows of two feature matrices float [n, d], n equal. Raises ValueError for unequal n."""
+def kid(features: np.ndarray, others: np.ndarray, *, paired: bool = False) -> float:
+    """Unbiased KID of all rows of two feature matrices float [n, d], n equal. Raises ValueError for unequal n.
+
+    paired: row i of both is one prompt, perhaps one seed. Such rows are alike beyond what their sets are, so the kernel of row i with row i
+    is left out across the sets, as it is within them (Gretton et al. 2012, JMLR 13:723, equation 4); with it, KID would be far below 0.
+    """
     a, b = sets.checked(features, others)
     one = np.zeros(len(a), np.int64)
-    return _unbiased(_block_sums(a, b, one, 1), np.bincount(one))
+    return _unbiased(_block_sums(a, b, one, 1), np.bincount(one), paired)
 
 
 def kid_interval(
-    features: np.ndarray, others: np.ndarray, prompts: np.ndarray, confidence: float = 0.95
+    features: np.ndarray,
+    others: np.ndarray,
+    prompts: np.ndarray,
+    confidence: float = 0.95,
+    *,
+    paired: bool = False,
 ) -> tuple[float, Interval]:
     """KID of all rows, and its interval from a jackknife over groups of prompts: row i of both matrices belongs to prompt [n] i.
 
@@ -59,15 +74,14 @@ def kid_interval(
     count = int(member.max()) + 1
     sizes = np.bincount(member, minlength=count)
     sums = _block_sums(a, b, member, count)
-    value = _unbiased(sums, sizes)
+    value = _unbiased(sums, sizes, paired)
     if len(a) - sizes.max() < 2:
         return value, sets.NONE
 
     def without(group: int) -> float:
         kept = np.arange(count) != group
-        return _unbiased(
-            [part[kept][:, kept] if part.ndim == 2 else part[kept] for part in sums], sizes[kept]
-        )
+        rest = [part[kept][:, kept] if part.ndim == 2 else part[kept] for part in sums]
+        return _unbiased(rest, sizes[kept], paired)
 
     return value, sets.jackknife(value, without, count, confidence)
 
@@ -91,7 +105,7 @@ def kid_subsets(
     values = []
     for _ in range(subsets):
         left, right = (rng.permutation(len(a))[:size] for _ in range(2))
-        values.append(_unbiased(_block_sums(a[left], b[right], one, 1), np.bincount(one)))
+        values.append(_unbiased(_block_sums(a[left], b[right], one, 1), np.bincount(one), paired=False))
     return float(np.mean(values)), float(np.std(values))
 
 
@@ -100,7 +114,7 @@ def _kernel(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def _block_sums(a: np.ndarray, b: np.ndarray, member: np.ndarray, count: int) -> list[np.ndarray]:
-    """Kernel sums between groups: within a, within b, across, each [groups, groups]; and both diagonals, each [groups]."""
+    """Kernel sums between groups: within a, within b, across, each [groups, groups]; and their three diagonals, each [groups]."""
     indicator = np.eye(count)[member]
     rows = np.array_split(np.arange(len(a)), max(1, len(a) // 1000))
     found = []
@@ -109,12 +123,14 @@ def _block_sums(a: np.ndarray, b: np.ndarray, member: np.ndarray, count: int) ->
         for part in rows:  # a kernel matrix of ten thousand pictures has a hundred million numbers
             total += indicator[part].T @ (_kernel(left[part], right) @ indicator)
         found.append(total)
-    diagonals = [((x**2).sum(axis=1) / x.shape[1] + 1) ** 3 @ indicator for x in (a, b)]
+    pairs = ((a, a), (b, b), (a, b))
+    diagonals = [((x * y).sum(axis=1) / x.shape[1] + 1) ** 3 @ indicator for x, y in pairs]
     return [*found, *diagonals]
 
 
-def _unbiased(sums: list[np.ndarray], sizes: np.ndarray) -> float:
+def _unbiased(sums: list[np.ndarray], sizes: np.ndarray, paired: bool) -> float:
     n = int(sizes.sum())
-    within_a, within_b, across, diagonal_a, diagonal_b = (float(part.sum()) for part in sums)
+    within_a, within_b, across, own_a, own_b, own = (float(part.sum()) for part in sums)
     pairs = n * (n - 1)
-    return (within_a - diagonal_a + within_b - diagonal_b) / pairs - 2 * across / n**2
+    between = (across - own) / pairs if paired else across / n**2
+    return (within_a - own_a + within_b - own_b) / pairs - 2 * between

@@ -117,7 +117,7 @@ def set_rows(
         for name in names:
             row: Row = {"metric": name, "n": len(both), "status": "ok"}
             if name.startswith("kid_"):
-                value, limits = kernel.kid_interval(ours, theirs, prompts, confidence)
+                value, limits = kernel.kid_interval(ours, theirs, prompts, confidence, paired=True)
                 row |= {"value": value, "low": limits[0], "high": limits[1]}
             elif whole:
                 limits = frechet.fid_interval(ours, theirs, prompts, confidence)

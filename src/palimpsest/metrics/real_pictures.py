@@ -66,12 +66,11 @@ class RealPictures:
         assert isinstance(picture, Image.Image)
         picture = picture.convert("RGB")
         width, height = picture.size
-        box = (0.0, 0.0, float(width), float(height))
         if self.real.crop == "center":
             side = min(width, height)
-            left, top = (width - side) / 2, (height - side) / 2
-            box = (left, top, left + side, top + side)
+            left, top = (width - side) // 2, (height - side) // 2
+            picture = picture.crop((left, top, left + side, top + side))
         size = (self.resolution, self.resolution)
         if picture.size != size:
-            picture = picture.resize(size, Image.Resampling.BICUBIC, box=box)
+            picture = picture.resize(size, Image.Resampling.BICUBIC)
         return np.asarray(picture)

@@ -79,6 +79,7 @@ def train(out: Path, seed: int, minutes: float | None = None, batch: int = 64) -
         return {"loss": each[known[chosen]].mean()}
 
     teller.load_state_dict(fit(teller, loss_of, PLAN, out, seed, minutes=minutes))
+    rescale(teller, images[:1000])
     folder = out / FOLDER
     folder.mkdir(parents=True, exist_ok=True)
     weights = {name: value.half().contiguous() for name, value in teller.network.state_dict().items()}
@@ -90,6 +91,19 @@ def train(out: Path, seed: int, minutes: float | None = None, batch: int = 64) -
     if failed:
         raise ValueError(f"the picture network misses its limits {LIMITS}: {failed}")
     return gates
+
+
+@torch.no_grad()
+def rescale(teller: Teller, images: np.ndarray) -> None:
+    """Give features a mean square of 1, in place; what the heads say stays the same, for they follow a ReLU.
+
+    KID's kernel is (x.y / d + 1)^3, in which features of another size would drown the 1.
+    """
+    found = teller.network(network.pixels_of(images))
+    size = float(found.square().mean().sqrt())
+    teller.network.embed.weight /= size
+    teller.network.embed.bias /= size
+    teller.heads.weight *= size
 
 
 @torch.no_grad()
