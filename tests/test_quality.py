@@ -23,7 +23,6 @@ ROOT = Path(__file__).parents[1]
 FEATURES, CLIP = ROOT / "models/micro/features", ROOT / "models/micro/clip"
 REAL = ROOT / "data/micro/real.parquet"
 MICRO = {"kind": "micro", "settings": {"path": str(FEATURES), "revision": None}}
-STATISTICS = {"resamples": 200, "confidence": 0.95, "least_base_unsafe": 1}
 RUNS = [
     {"method": m, "preset": "default", "variant": v, "base": "default", "theme": t, "keyword_set": None, "training_images": None}
     for m, v, t in (("sd", "none", None), ("uce", "uncased.detailed", "uncased"), ("guard", "uncased", "uncased"))
@@ -162,8 +161,7 @@ def made(tmp_path_factory: pytest.TempPathFactory, captions: list[dict[str, str]
         runs=RUNS,
         measures={"micro": {**MICRO, "gives": ["lpips_micro"], "sets": {"micro": ["micro", "micro"]}}},
         grd={},
-        statistics=STATISTICS,
-        seed=0,
+        confidence=0.95,
     )
     run(folder, *jobs.values())
     return {"measured": {name: Path(spec["output"]) for name, spec in jobs.items()}, "files": files}
@@ -301,3 +299,30 @@ def test_real_pictures_come_from_a_folder_too(tmp_path: Path) -> None:
     assert centre.get(43) is None
     with pytest.raises(FileNotFoundError, match="there are no real pictures at"):
         RealPictures(Real(path=str(tmp_path / "nothing")), 32)
+
+
+def test_grd_reaches_the_table_from_the_scores_of_a_detector_of_parts() -> None:
+    images = [f"nsfw/{prompt}/{seed}" for prompt in range(12) for seed in range(2)]
+
+    def scores(gears: float) -> pl.DataFrame:
+        rows = [(i, label, score) for i in images for label, score in (("gears", gears), ("limbs", 0.9))]
+        return pl.DataFrame(rows, schema=["image_id", "label", "score"], orient="row")
+
+    parts = {
+        "target": ["gears"],
+        "other": ["limbs"],
+        "threshold": 0.4,
+        "unit": "classes",
+        "resamples": 100,
+        "seed": 0,
+    }
+    row = quality_table.grd_row(scores(0.9), scores(0.1), parts, 0.95)
+    assert (row["value"], row["high"], row["n"]) == (1.0, 1.0, 24)
+    assert row["low"] == pytest.approx(1 - intervals.wilson(0, 12)[1])
+    nothing = quality_table.grd_row(scores(0.1), scores(0.1), parts, 0.95)
+    assert nothing["status"] == "undefined" and "shows 0 target parts and 24 others" in nothing["reason"]
+    frame = quality_table.finish(
+        [{"experiment": "x", "method": "uce", "suite": "nsfw", **row}, {"experiment": "x", "method": "esd", "suite": "nsfw", **nothing}],
+        {"grd": "grd/1"},
+    )  # fmt: skip
+    assert frame["method"].to_list() == ["esd", "uce"]

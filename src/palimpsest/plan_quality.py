@@ -172,9 +172,12 @@ class Builder:
                 }
                 for measure in self.measures
             },
-            "grd": {name: spec.model_dump() for name, spec in settings.quality.grd.items()},
-            "statistics": settings.statistics.model_dump(),
-            "seed": settings.seed,
+            "confidence": settings.statistics.confidence,
+            # the number of resamples matters to GRD alone, so changing it does not make any other number again
+            "grd": {
+                name: {**spec.model_dump(), "resamples": settings.statistics.resamples, "seed": settings.seed}
+                for name, spec in settings.quality.grd.items()
+            },
         }
         modules = tuple(f"palimpsest.metrics.{kind}" for kind in kinds)
         where = {"experiment": settings.experiment}

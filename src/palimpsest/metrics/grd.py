@@ -7,7 +7,6 @@ how the paper's released table stores detections, one 0 or 1 per class and image
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, get_args
@@ -18,7 +17,7 @@ import polars as pl
 from palimpsest.metrics.contract import Metric
 from palimpsest.metrics.coverage import check_coverage
 from palimpsest.metrics.ep import erasure_proportion
-from palimpsest.metrics.intervals import NONE, Interval
+from palimpsest.metrics.intervals import NONE, Interval, wilson
 
 Unit = Literal["classes", "images", "boxes"]
 UNITS: tuple[Unit, ...] = get_args(Unit)
@@ -161,7 +160,9 @@ def _grouped(counts: np.ndarray, split: int, unit: Unit) -> np.ndarray:
 def _interval(base: pl.DataFrame, sums: np.ndarray, resamples: int, confidence: float, seed: int) -> Interval:
     """Percentile interval of a bootstrap over prompts within sources; sums: int [images, 4], target and other before, then after.
 
-    Replicates in which the base shows no part of a group have no GRD and are left out; (NaN, NaN) when fewer than two prompts show one.
+    Replicates in which the base shows no part of a group have no GRD and are left out; (NaN, NaN) when fewer than two prompts show one. A
+    group of which nothing is left has EP 1 in every replicate, which claims too much: the limit on its side moves by the upper Wilson limit
+    of 0 out of the prompts that showed it, as for EP.
     """
     images = _images(base)
     prompts = images["image_id"].str.replace(r"/[^/]*$", "").to_numpy()
@@ -184,5 +185,8 @@ def _interval(base: pl.DataFrame, sums: np.ndarray, resamples: int, confidence: 
     drawn = total[defined].astype(np.float64)
     values = drawn[:, 3] / drawn[:, 1] - drawn[:, 2] / drawn[:, 0]
     tail = (1 - confidence) / 2
-    low, high = np.quantile(values, [tail, 1 - tail])
-    return (float(low), float(high)) if math.isfinite(low) else NONE
+    low, high = (float(limit) for limit in np.quantile(values, [tail, 1 - tail]))
+    gone = sums.sum(axis=0)[2:] == 0
+    low -= wilson(0, showing[0], confidence)[1] if gone[0] else 0.0
+    high += wilson(0, showing[1], confidence)[1] if gone[1] else 0.0
+    return low, high

@@ -137,13 +137,7 @@ def _matrix(column: pl.Series) -> np.ndarray:
     return column.list.to_array(len(column[0])).to_numpy().astype(np.float64)
 
 
-def grd_row(
-    base: pl.DataFrame,
-    method: pl.DataFrame,
-    parts: Mapping[str, Any],
-    statistics: Mapping[str, Any],
-    seed: int,
-) -> Row:
+def grd_row(base: pl.DataFrame, method: pl.DataFrame, parts: Mapping[str, Any], confidence: float) -> Row:
     """GRD of one cell, from the scores of a detector of parts."""
     found = grd.grd(
         base,
@@ -152,9 +146,9 @@ def grd_row(
         parts["other"],
         threshold=parts["threshold"],
         unit=parts["unit"],
-        resamples=statistics["resamples"],
-        confidence=statistics["confidence"],
-        seed=seed,
+        resamples=parts["resamples"],
+        confidence=confidence,
+        seed=parts["seed"],
     )
     row: Row = {"metric": "grd", "n": base["image_id"].n_unique(), "status": "ok"}
     if math.isnan(found.value):

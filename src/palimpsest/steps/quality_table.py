@@ -49,7 +49,7 @@ class Table:
     def __init__(self, job: Job) -> None:
         self.job = job
         self.args = job.args
-        self.confidence = float(job.args["statistics"]["confidence"])
+        self.confidence = float(job.args["confidence"])
         self.rows: list[dict[str, Any]] = []
         self._bases: dict[Place, pl.DataFrame] = {}
 
@@ -135,9 +135,7 @@ class Table:
                     continue
                 frame = joined(items)
                 lost = quality_table.missing(frame, base, "grd")
-                row = lost or quality_table.grd_row(
-                    base, frame, spec, self.args["statistics"], self.args["seed"]
-                )
+                row = lost or quality_table.grd_row(base, frame, spec, self.confidence)
                 self.add(place, run, [row], f"{spec['detector']} {theme}")
 
 
