@@ -42,7 +42,7 @@ def quality_rows(rows: Sequence[Row], inputs: ReportInputs) -> list[Row]:
     """One row per variant and suite that was measured, the base first, with a key per metric, its limits, and `quality_n`."""
     if inputs.quality is None:
         return []
-    known = {tuple(row[key] for key in KEYS): row for row in rows}
+    known = _by_key(rows)
     found: dict[tuple[Any, ...], Row] = {}
     for one in inputs.quality.iter_rows(named=True):
         if one["metric"] == "grd":
@@ -63,6 +63,15 @@ def quality_rows(rows: Sequence[Row], inputs: ReportInputs) -> list[Row]:
     for row in found.values():
         row["note"] = "; ".join(row["notes"])
     return sorted(found.values(), key=lambda row: not row["is_base"])
+
+
+def _by_key(rows: Sequence[Row]) -> dict[tuple[Any, ...], Row]:
+    """One row per variant and suite, over all of its data sets: a measure of quality knows no judged theme."""
+    found: dict[tuple[Any, ...], Row] = {}
+    for row in rows:
+        if row["dataset"] == select.OVERALL:
+            found.setdefault(tuple(row[key] for key in KEYS), row)
+    return found
 
 
 def quality_table(rows: Sequence[Row], inputs: ReportInputs) -> Table | None:
@@ -100,7 +109,7 @@ def grd_table(rows: Sequence[Row], inputs: ReportInputs) -> Table | None:
     """GRD per variant, when a detector of parts was run."""
     if inputs.quality is None:
         return None
-    known = {tuple(row[key] for key in KEYS): row for row in rows}
+    known = _by_key(rows)
     kept = []
     for one in inputs.quality.iter_rows(named=True):
         row = known.get(tuple(one[name] for name in KEYS))
