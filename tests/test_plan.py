@@ -78,7 +78,9 @@ def test_a_methods_settings_move_its_own_cells_only(base):
     changed = [cell for path, cell in after.cells.items() if path not in base.cells]
     owners = {cell.where["method"] for cell in changed if "method" in cell.where}
     assert owners == {"uce"}
-    assert {cell.step for cell in changed} == {"erase", "generate", "score", "compare", "aggregate", "report"}
+    assert {cell.step for cell in changed} == {
+        "erase", "generate", "score", "compare", "quality", "quality_table", "aggregate", "report",
+    }  # fmt: skip
 
 
 def test_a_new_suite_adds_its_cells_only(base):

@@ -35,7 +35,9 @@ TRAINING = 4
 MASKS = 4 * GIB
 # Seconds for one sampling step of one 512 x 512 image on a slow GPU.
 STEP = 0.4
-LIGHT = ("prompts", "keywords", "reference", "compare", "aggregate", "classifiers", "report")
+LIGHT = (
+    "prompts", "keywords", "reference", "compare", "quality_table", "aggregate", "classifiers", "report",
+)  # fmt: skip
 
 
 class Needs:
@@ -51,9 +53,11 @@ class Needs:
 
     def images(self, cell: Cell) -> int:
         """How many images a cell makes, judges, reduces or compares; 0 for cells without images."""
-        if cell.step in ("generate", "score", "reference", "compare"):
+        if cell.step in ("generate", "score", "reference", "compare", "quality"):
             suite = self.params.suites[cell.where["suite"]]
             return max(0, min(suite.shard, self.rows(suite) - int(cell.where["shard"]) * suite.shard))
+        if cell.step == "real":
+            return self.rows(self.params.suites[cell.where["suite"]])
         if cell.step in ("images", "masks"):
             return int(cell.args["stop"]) - int(cell.args["start"])
         if cell.step == "suppression":  # every keyword prompted alone, and with every keyword suppressed
@@ -131,6 +135,8 @@ class Needs:
         if cell.step == "report":
             compared = sum(c.step == "compare" for c in cell.inputs)
             return 4 * MIB + 2 * pairs * compared * small
+        if cell.step in ("quality", "real"):  # two sets of 2048 float32 features per picture at most
+            return HEAD + count * (ROW + 2 * 2048 * 4)
         if cell.step == "prompts":
             count = self.rows(self.params.suites[cell.where["suite"]])
         if cell.step == "aggregate":
@@ -171,6 +177,8 @@ class Needs:
             size += 2 * MIB * len(cell.inputs)
         if cell.step in ("score", "renders", "suppression", "gates"):
             size += 2 * max(value or 0 for name, value in self.gpu_memory.items() if name.startswith("judge"))
+        if cell.step in ("quality", "real"):
+            size += 2 * max((weights_bytes(path, None, self.root) or 0 for path in cell.raw), default=0)
         if cell.step == "masks":
             size += 2 * (self._segmenter.get("making masks") or 0)
         if cell.step in ("generate", "images", "suppression", "gates", "erase"):
@@ -188,7 +196,8 @@ class Needs:
             return 60
         if cell.step == "erase":
             return 30 + math.ceil(360 * min(1.0, 16 * share))
-        steps = 10 if cell.step in ("score", "renders", "masks") else self.params.sampler.steps
+        light = ("score", "renders", "masks", "quality", "real")
+        steps = 10 if cell.step in light else self.params.sampler.steps
         return 30 + math.ceil(2 * self.images(cell) * steps * STEP * share / 60)
 
 

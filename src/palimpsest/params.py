@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
+from palimpsest.quality_specs import Quality
 from palimpsest.specs import (
     Detector,
     Masks,
@@ -31,7 +32,7 @@ from palimpsest.specs import (
 
 __all__ = [
     "BadSettings", "Classifiers",
-    "Detector", "Keywords", "Masks", "Model", "Name", "Params", "PromptFormat", "Report", "Rule", "Sampler", "SamplerName",
+    "Detector", "Keywords", "Masks", "Model", "Name", "Params", "PromptFormat", "Quality", "Report", "Rule", "Sampler", "SamplerName",
     "Source", "Statistics", "Strict", "Suite", "Theme", "TrainingImages", "Variants", "load", "merge", "parse", "problems_of",
     "read_yaml",
 ]  # fmt: skip
@@ -125,6 +126,7 @@ class Params(Strict):
     statistics: Statistics = Statistics()
     classifiers: Classifiers = Classifiers()
     report: Report = Report()
+    quality: Quality = Quality()
     gates: dict[str, Any] = {}
 
     @model_validator(mode="after")

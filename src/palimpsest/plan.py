@@ -20,6 +20,7 @@ from palimpsest.fingerprint import fingerprint
 from palimpsest.keywords.collected import TABLE7
 from palimpsest.labelled import label_files
 from palimpsest.params import Params, Sampler
+from palimpsest.plan_quality import Builder
 from palimpsest.reference import FILES, REFERENCE, is_published
 from palimpsest.runs import (
     BASE,
@@ -129,6 +130,7 @@ class Plan:
         self._fits: dict[tuple[str, str, str], Cell] = {}
         self._references: dict[str, Cell] = {}
         self._masked: dict[str, int] = {}
+        self.quality = Builder(self, self._reference)
         prompts = {name: self._prompts(name) for name in params.suites}
         self.keywords = self._keywords()
         scores: list[Cell] = []
@@ -139,8 +141,10 @@ class Plan:
                 suite: self._judged(base, Variant(UNERASED, (), "none"), suite, prompts[suite])
                 for suite in params.suites
             }
-            for cells in base_cells.values():
+            for suite, cells in base_cells.items():
                 scores += [score for _, shard_scores in cells for score in shard_scores]
+                for generated, judged in cells:
+                    self.quality.add(generated, generated, prompts[suite], judged)
             for run in (r for r in self.applicable() if r.method != BASE and same(r.sampler, sampler)):
                 for variant in variants_of(params, run):
                     for suite in suites_for(params, variant):
@@ -150,6 +154,8 @@ class Plan:
                             self._compare(ours, theirs)
                             for ours, theirs in zip(cells, base_cells[suite], strict=True)
                         ]
+                        for ours, theirs in zip(cells, base_cells[suite], strict=True):
+                            self.quality.add(ours[0], theirs[0], prompts[suite], ours[1])
         if self._masked:
             segmenters.check(params, self._masked, self.root)
         gates = [self._gates()] if params.gates else []
@@ -422,6 +428,9 @@ class Plan:
     def _finish(self, scores: list[Cell], comparisons: list[Cell], shared: list[Cell]) -> Cell:
         params = self.params
         where = {"experiment": params.experiment}
+        runs = [
+            run_row(params, run, variant) for run in self.applicable() for variant in variants_of(params, run)
+        ]
         args = {
             "experiment": params.experiment,
             "themes": {name: theme.detailed for name, theme in params.themes.items()},
@@ -429,11 +438,7 @@ class Plan:
             "rules": {name: rule.model_dump() for name, rule in params.rules.items()},
             "statistics": params.statistics.model_dump(),
             "seed": params.seed,
-            "runs": [
-                run_row(params, run, variant)
-                for run in self.applicable()
-                for variant in variants_of(params, run)
-            ],
+            "runs": runs,
         }
         skipped = [
             {"reason": reason, "run": run_row(params, run, variant)}
@@ -443,6 +448,8 @@ class Plan:
         ]
         if skipped:
             args["skipped"] = skipped
+        table = self.quality.table(runs)
+        shared = [*shared, *([table] if table else [])]
         self.tables: Tables = (where, args, scores, comparisons, shared)
         return self.report(*self.tables)
 

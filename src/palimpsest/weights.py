@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from palimpsest.params import Params
+from palimpsest.plan_quality import chosen as chosen_measures
 from palimpsest.runs import Run
 from palimpsest.segmenters.registry import chosen
 
@@ -52,6 +53,34 @@ def check_masks(params: Params, root: Path) -> list[str]:
     """The same for what masked training images are made with. Raises BadSettings when the settings do not say how."""
     wanted = [("masks", name, path, revision) for name, (path, revision) in chosen(params).files.items()]
     return _absent(wanted, root)
+
+
+def check_quality(params: Params, root: Path) -> list[str]:
+    """The same for what measures quality: weights, and real pictures."""
+    problems = []
+    for measure in chosen_measures(params):
+        where = f"quality.measures.{measure.name}"
+        for setting, (path, revision) in measure.files.items():
+            if present(path, revision, root):
+                continue
+            if path.endswith(".safetensors"):
+                what = (
+                    f"there is no {path}; `python -m palimpsest.metrics.convert --help` says how it is made"
+                )
+            elif is_hub_id(path):
+                what = (
+                    f"{_download(path, revision)}, or set {where}.{setting} to a local folder that holds them"
+                )
+            else:
+                what = f"there is no {path}. Run `git checkout -- {path}`, or `snakemake world` to train it again"
+            problems.append(f"{where}: {what}, or leave {measure.name} out of `quality.measures`.")
+    for suite, real in params.quality.real.items():
+        if params.quality.measures and not (root / real.path).exists():
+            problems.append(
+                f"quality.real.{suite}: there are no pictures at {real.path}. Put the real pictures of the prompts there, named by the "
+                f"prompts' numbers (12 digits, .jpg or .png), or leave {suite} out of `quality.real`."
+            )
+    return problems
 
 
 def _absent(wanted: Iterable[tuple[str, str, str, str | None]], root: Path) -> list[str]:

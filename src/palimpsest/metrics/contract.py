@@ -13,7 +13,18 @@ from pathlib import Path
 from typing import Literal
 
 Direction = Literal["higher", "lower", "none"]
-Need = Literal["verdicts", "paired verdicts", "image pairs", "p values", "ratings", "labelled verdicts"]
+Need = Literal[
+    "verdicts",
+    "paired verdicts",
+    "part detections",
+    "image pairs",
+    "image and real picture",
+    "image and prompt",
+    "image sets",
+    "p values",
+    "ratings",
+    "labelled verdicts",
+]
 
 
 @dataclass(frozen=True)

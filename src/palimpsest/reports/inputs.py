@@ -35,6 +35,7 @@ class ReportInputs:
     keywords: {"themes": {theme: {detailed, concise, matrix, ...}}}; matrix in percent, rows = erased keyword, columns = prompted
         keyword, as nested dicts or as lists in the order of `detailed`.
     environments: the distinct environments of the artifacts, each {"versions": {...}, "hardware": {...}, ...}.
+    quality: the table of step `quality_table` (see palimpsest.metrics.quality_table), or None; measures: what measured, by name.
     methods: metadata dicts of the methods (the fields of `palimpsest.methods.contract.Info`).
     pairs: paired comparisons of methods (`metrics.pairwise.SCHEMA`); toxicity: rows of `metrics.toxicity.table`; reference: the folder
         of the published tables, given when this experiment may be shown beside them.
@@ -56,6 +57,8 @@ class ReportInputs:
     toxicity: Sequence[Mapping[str, Any]] = ()
     reference: Path | None = None
     methods: Sequence[Mapping[str, Any]] = ()
+    quality: pl.DataFrame | None = None
+    measures: Mapping[str, Any] = field(default_factory=dict)
     date: str = ""
 
 

@@ -13,7 +13,17 @@ from markupsafe import Markup
 
 from palimpsest import store
 from palimpsest.params import Params
-from palimpsest.reports import appendix, classifiers, drawings, layouts, pairs, select, tables, verdict_tables
+from palimpsest.reports import (
+    appendix,
+    classifiers,
+    drawings,
+    layouts,
+    pairs,
+    quality,
+    select,
+    tables,
+    verdict_tables,
+)
 from palimpsest.reports.conclusions import own, registry
 from palimpsest.reports.conclusions.study import Study
 from palimpsest.reports.evidence import Takeaway
@@ -37,6 +47,8 @@ TABLES = (
     "datasets",
     "rules",
     "benign",
+    "quality",
+    "grd",
     "base",
     "cost",
     "classifiers",
@@ -47,7 +59,7 @@ TABLES = (
     "benchmarks",
     "environment",
 )
-FIGURES = ("toxicity", "bars", "heatmap_themes", "heatmap_datasets", "radar", "scatter", "costs")
+FIGURES = ("toxicity", "bars", "heatmap_themes", "heatmap_datasets", "radar", "scatter", "pareto", "costs")
 BANNER = "Micro world: a small model that this project trained itself; not comparable with published numbers."
 
 
@@ -149,7 +161,8 @@ def all_tables(rows: Sequence[Row], inputs: ReportInputs, study: Study) -> list[
         verdict_tables.toxicity_table(inputs.toxicity), verdict_tables.beside_table(rows, params, inputs.reference),
         tables.ep_table(rows, params), *layouts.layouts(rows, params), tables.dataset_table(rows, params),
         tables.rules_table(rows, params),
-        tables.benign_table(rows, params), tables.base_table(rows, params), tables.cost_table(rows, inputs),
+        tables.benign_table(rows, params), quality.quality_table(rows, inputs), quality.grd_table(rows, inputs),
+        tables.base_table(rows, params), tables.cost_table(rows, inputs),
         *classifiers.tables_of(inputs.classifiers, params),
         tables.failure_table(rows), appendix.gates_table(inputs.gates), appendix.benchmark_table(inputs.benchmarks),
         appendix.environment_table(inputs.environments),

@@ -7,8 +7,9 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
+from palimpsest.metrics import answers
 from palimpsest.reports.inputs import ReportInputs
-from palimpsest.reports.intervals import Estimate, wilson
+from palimpsest.reports.intervals import Estimate
 
 Row = dict[str, Any]
 OVERALL = "overall"
@@ -84,8 +85,8 @@ def answered(row: Mapping[str, Any]) -> dict[str, float]:
     """The share of prompts that got an image, with Wilson's limits; nothing for a row without numbers."""
     if not row.get("n") or row.get("n_answered") is None:
         return {}
-    share = wilson(row["n_answered"], row["n"])
-    return {"answered": share.value, "answered_low": share.low, "answered_high": share.high}
+    share, (low, high) = answers.answered(row["n_answered"], row["n"])
+    return {"answered": share, "answered_low": low, "answered_high": high}
 
 
 def stands_for(row: Mapping[str, Any], theme: str) -> bool:

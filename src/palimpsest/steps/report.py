@@ -163,6 +163,7 @@ def run(job: Job) -> None:
     runs = store.read_meta(table.path)["runs"]
     cells, known = store.read_parquet(table.path), identities(runs)
     gates = store.read_json(job.one("gates").path)["gates"] if job.of("gates") else None
+    measured = job.of("quality_table")
     inputs = ReportInputs(
         classifiers=classifiers_of(job),
         params=params,
@@ -175,6 +176,8 @@ def run(job: Job) -> None:
         keywords=store.read_json(job.one("keywords").path),
         environments=environments(costs),
         benchmarks={Path(path).stem: store.read_json(path) for path in job.args["benchmarks"]},
+        quality=store.read_parquet(measured[0].path) if measured else None,
+        measures=store.read_meta(measured[0].path)["measures"] if measured else {},
         methods=[described(method) for method in job.args["methods"]],
         pairs=paired.pairs(job, params, runs),
         toxicity=paired.toxicities(job, params),

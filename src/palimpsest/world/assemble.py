@@ -9,8 +9,8 @@ from pathlib import Path
 
 BUDGET_MB = 40.0
 STABLE_DIFFUSION, CLIP, JUDGE = "stable-diffusion", "clip", "vqa"
-CLEANED, CHECKER = "cleaned", "safety-checker"
-FOLDERS = (STABLE_DIFFUSION, CLIP, JUDGE, CLEANED, CHECKER)
+CLEANED, CHECKER, FEATURES = "cleaned", "safety-checker", "features"
+FOLDERS = (STABLE_DIFFUSION, CLIP, JUDGE, CLEANED, CHECKER, FEATURES)
 
 
 def assemble_pipeline(autoencoder: Path, clip_folder: Path, unet: Path, target: Path) -> None:
@@ -101,7 +101,7 @@ def megabytes(folder: Path) -> float:
 
 
 def assemble(build: Path, target: Path) -> dict[str, float]:
-    """From ``build/{decoder,clip,unet,judge,cleaned,checker}`` to ``target``; returns the sizes in MB.
+    """From ``build/{decoder,clip,unet,judge,cleaned,checker,features}`` to ``target``; returns the sizes in MB.
 
     Raises ``ValueError`` above the budget of 40 MB and ``FileNotFoundError`` naming the part that is not made yet.
     """
@@ -112,6 +112,7 @@ def assemble(build: Path, target: Path) -> dict[str, float]:
         "judge": build / "judge" / "vqa",
         "cleaned": build / "cleaned" / "unet",
         "checker": build / "checker" / CHECKER,
+        "features": build / "features" / FEATURES,
     }
     for name, path in parts.items():
         if not path.is_dir():
@@ -126,6 +127,7 @@ def assemble(build: Path, target: Path) -> dict[str, float]:
     assemble_judge(parts["judge"], target / JUDGE)
     assemble_cleaned(parts["cleaned"], target / CLEANED)
     shutil.copytree(parts["checker"], target / CHECKER)
+    shutil.copytree(parts["features"], target / FEATURES)
     sizes = {name: round(megabytes(target / name), 2) for name in FOLDERS}
     if sum(sizes.values()) > BUDGET_MB:
         raise ValueError(f"{target} holds {sum(sizes.values()):.1f} MB, more than {BUDGET_MB} MB: {sizes}")

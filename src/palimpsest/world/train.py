@@ -10,7 +10,8 @@ def main(argv: list[str] | None = None) -> None:
     """Parse the command line and train. A second call with the same folder goes on where the first stopped."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
-        "model", choices=("autoencoder", "decoder", "clip", "unet", "cleaned", "judge", "checker")
+        "model",
+        choices=("autoencoder", "decoder", "clip", "unet", "cleaned", "judge", "checker", "features"),
     )
     parser.add_argument(
         "--out", type=Path, required=True, help="folder for checkpoints, logs and the finished model"
@@ -63,6 +64,10 @@ def main(argv: list[str] | None = None) -> None:
             checker.said(checker.make(options.out, options.seed, options.autoencoder, options.clip)),
             flush=True,
         )
+    elif options.model == "features":
+        from palimpsest.world import checker, features
+
+        print(checker.said(features.train(options.out, options.seed, options.minutes)), flush=True)
 
 
 if __name__ == "__main__":
