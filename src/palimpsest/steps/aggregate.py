@@ -79,7 +79,7 @@ def rows_of(job: Job) -> pl.DataFrame:
                 cached[base_place],
                 joined(scores[place]),
                 {**identity, "suite": place[3], "detector": place[4]},
-                rules,
+                {name: rule for name, rule in rules.items() if place[4] in (rule.detectors or [place[4]])},
                 args["themes"],
                 statistics,
                 args["seed"],
