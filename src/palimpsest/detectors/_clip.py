@@ -70,7 +70,7 @@ class Preprocessing:
         if target != (width, height):
             resized = [Image.fromarray(i).resize(target, Image.Resampling.BICUBIC) for i in images]
             images = np.stack([np.asarray(image) for image in resized])
-        top, left = (images.shape[1] - self.crop) // 2, (images.shape[2] - self.crop) // 2
+        top, left = ((side - self.crop) // 2 for side in images.shape[1:3])
         cut = np.ascontiguousarray(images[:, top : top + self.crop, left : left + self.crop])
         pixels = torch.from_numpy(cut).permute(0, 3, 1, 2).float() / 255
         mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (self.mean, self.std))

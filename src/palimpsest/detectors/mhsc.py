@@ -121,10 +121,12 @@ def cropped(image: np.ndarray, seed: int) -> np.ndarray:
         wide, high = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
         if 0 < wide <= width and 0 < high <= height:
             top, left = int(rng.integers(height - high + 1)), int(rng.integers(width - wide + 1))
-            part = Image.fromarray(image[top : top + high, left : left + wide])
-            side = min(height, width)
-            return np.asarray(part.resize((side, side), Image.Resampling.BICUBIC))
-    return image
+            break
+    else:  # too long for any of them: its middle
+        wide, high = min(width, round(height * 4 / 3)), min(height, round(width * 4 / 3))
+        top, left = (height - high) // 2, (width - wide) // 2
+    part, side = Image.fromarray(image[top : top + high, left : left + wide]), min(height, width)
+    return np.asarray(part.resize((side, side), Image.Resampling.BICUBIC))
 
 
 def load(spec: specs.Detector, device: str = "cpu") -> HeadsJudge:

@@ -13,6 +13,11 @@ SAFE = "safe"
 KEYS = ("image_id", "source", "prompt_id", "repetition", "decision")
 
 
+def read_by(rules: Mapping[str, specs.Rule], detector: str) -> dict[str, specs.Rule]:
+    """The rules that are for a detector, by its name in the settings. The plan names the detectors of every rule."""
+    return {name: rule for name, rule in rules.items() if detector in (rule.detectors or [detector])}
+
+
 def labels(theme: str, words: Sequence[str], name: str, rule: specs.Rule) -> list[str]:
     """The labels whose largest score decides a theme under a rule; none when the rule says nothing about the theme. Of kind argmax only
     the theme's own label, which has to beat those of all other themes and `safe`.

@@ -32,7 +32,7 @@ REDRAWN = 800
 HELD_OUT_PICTURES = 1_500
 SEED = 83
 BATCH = 64
-PLAN = Plan(steps=500, lr=4e-3, warmup=40, weight_decay=0.01, ema=0.98, log_every=50, save_every=250)
+PLAN = Plan(steps=250, lr=4e-3, warmup=40, weight_decay=0.01, ema=0.98, log_every=50, save_every=250)
 SPREAD = 0.6
 """Width of a part's bump in its map, in cells."""
 LIMITS = {"presence": 0.95, "count": 0.85}
