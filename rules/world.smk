@@ -164,6 +164,40 @@ rule world_judge:
         "../workflow/scripts/world_train.py"
 
 
+# What tells a robot's target parts from its others.
+rule world_parts:
+    input:
+        autoencoder=rules.world_decoder.output,
+        clip=rules.world_clip.output,
+        unet=rules.world_unet.output,
+    output:
+        f"{WORLD}/parts/parts/model.safetensors",
+    log:
+        "logs/world/parts.log",
+    params:
+        model="parts",
+        seed=WORLD_SEED,
+    threads: 1
+    script:
+        "../workflow/scripts/world_train.py"
+
+
+rule world_mhsc:
+    input:
+        autoencoder=rules.world_decoder.output,
+        clip=rules.world_clip.output,
+    output:
+        f"{WORLD}/mhsc/mhsc/config.json",
+    log:
+        "logs/world/mhsc.log",
+    params:
+        model="mhsc",
+        seed=WORLD_SEED,
+    threads: 1
+    script:
+        "../workflow/scripts/world_train.py"
+
+
 rule world_assemble:
     input:
         rules.world_decoder.output,
@@ -173,6 +207,8 @@ rule world_assemble:
         rules.world_cleaned.output,
         rules.world_checker.output,
         rules.world_features.output,
+        rules.world_parts.output,
+        rules.world_mhsc.output,
     output:
         f"{WORLD}/micro/sizes.json",
     log:

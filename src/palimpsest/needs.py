@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
 
+from palimpsest import packaged
 from palimpsest.cells import Cell
 from palimpsest.params import Params
 from palimpsest.plan import Plan
@@ -154,8 +155,9 @@ class Needs:
             "making images": self.parameters * width + ACTIVATIONS * pixels * width * sampler.batch,
             "fitting": self.parameters * 4 * TRAINING + 2 * ACTIVATIONS * pixels * 4,
         }
-        for name, spec in self.params.detectors.items():
-            size = weights_bytes(spec.path, spec.revision, self.root)
+        for name, judge in self.plan.detectors.items():
+            sizes = [weights_bytes(path, revision, self.root) for path, revision in judge.files.values()]
+            size = None if None in sizes else sum(filter(None, sizes))
             found[f"judge {name}"] = None if size is None else size + size // 4
         if any(cell.step == "masks" for cell in self.plan.cells.values()):
             found |= self._segmenter
@@ -217,7 +219,7 @@ def _lines(path: Path) -> int:
 
 def weights_bytes(path: str, revision: str | None, root: Path) -> int | None:
     """Bytes of a checkpoint's files, local or in the hub cache; None when they are not here."""
-    place = root / path
+    place = packaged.find(path) or root / path
     if not place.exists():
         place = snapshot(path, revision)
     if place.is_file():

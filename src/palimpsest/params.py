@@ -146,14 +146,26 @@ class Params(Strict):
         if self.judge not in self.detectors:
             problems.append(f"judge: {self.judge!r} is no detector; allowed: {list(self.detectors)}")
         for name, rule in self.rules.items():
-            problems += [
-                f"rules.{name}.texts: {t!r} is no theme; allowed: {list(self.themes)}"
-                for t in rule.texts
-                if t not in self.themes
-            ]
+            problems += _rule_problems(name, rule, list(self.themes), list(self.detectors))
         if problems:
             raise ValueError("; ".join(problems))
         return self
+
+
+def _rule_problems(name: str, rule: Rule, themes: list[str], detectors: list[str]) -> list[str]:
+    """Themes and detectors that a rule names and that do not exist."""
+    named = [("texts", t) for t in rule.texts] + [("thresholds", t) for t in rule.thresholds]
+    named += [("labels", t) for t in rule.labels if t != "any"]
+    problems = [
+        f"rules.{name}.{where}: {t!r} is no theme; allowed: {themes}" for where, t in named if t not in themes
+    ]
+    if rule.kind == "calibrated" and (lacking := [t for t in themes if t not in rule.thresholds]):
+        problems.append(f"rules.{name}.thresholds: themes {lacking} have none")
+    return problems + [
+        f"rules.{name}.detectors: {d!r} is no detector; allowed: {detectors}"
+        for d in rule.detectors
+        if d not in detectors
+    ]
 
 
 def merge(base: Mapping[str, Any], overlay: Mapping[str, Any]) -> dict[str, Any]:

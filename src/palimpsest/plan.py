@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from palimpsest.cells import Cell, Shared
+from palimpsest.detectors import registry as detectors
 from palimpsest.fingerprint import fingerprint
 from palimpsest.keywords.collected import TABLE7
 from palimpsest.labelled import label_files
@@ -50,6 +51,8 @@ class Plan:
         self.params = params
         self.root = root
         self.cells: dict[str, Cell] = {}
+        self.detectors = detectors.chosen(params)
+        self._judges_raw = {name: found.raw(root) for name, found in self.detectors.items()}
         self._model = Shared(params.model.model_dump())
         self._samplings: dict[Sampler, Shared] = {}
         self._judging: dict[tuple[str, tuple[str, ...]], Shared] = {}
@@ -108,9 +111,9 @@ class Plan:
         asked = variant.themes or tuple(params.themes)
         if (name, asked) not in self._judging:
             self._judging[name, asked] = Shared(
-                detector=_detector_args(params.detectors[name]),
+                detector=self.detectors[name].args,
                 themes={theme: spec.detailed for theme, spec in params.themes.items()},
-                texts={rule: spec.texts for rule, spec in params.rules.items() if spec.texts},
+                texts=self.detectors[name].texts(params.rules),
                 in_detail=list(asked),
             )
         return self._judging[name, asked]
@@ -188,7 +191,7 @@ class Plan:
 
     def _suppression(self, theme: str) -> Cell:
         params = self.params
-        detector = params.detectors[params.judge]
+        judge = self.detectors[params.judge]
         args = {
             "model": self._model,
             "sampler": self._sampling(params.sampler),
@@ -196,20 +199,17 @@ class Plan:
             "template": params.keywords.template,
             "seeds": params.keywords.seeds,
             "seed": params.seed,
-            "detector": _detector_args(detector),
+            "detector": judge.args,
         }
-        raw = {
-            params.model.path: self._model_raw,
-            detector.path: self._print(detector.path, detector.revision),
-        }
-        roots = ("palimpsest.methods.sd_np", f"palimpsest.detectors.{detector.kind}")
+        raw = {params.model.path: self._model_raw, **self._judges_raw[judge.name]}
+        roots = ("palimpsest.methods.sd_np", judge.module)
         return self._cell(
             "suppression",
             {"theme": theme},
             args,
             roots=roots,
             raw=raw,
-            hints=self._hints(params.sampler, detector.batch),
+            hints=self._hints(params.sampler, judge.spec.batch),
         )
 
     def _chunks(self, count: int) -> list[tuple[int, int]]:
@@ -347,17 +347,16 @@ class Plan:
         return cells
 
     def _score(self, generated: Cell, name: str, variant: Variant) -> Cell:
-        detector = self.params.detectors[name]
-        raw = {detector.path: self._print(detector.path, detector.revision)}
+        detector = self.detectors[name]
         where = {**generated.where, "detector": name}
         return self._cell(
             "score",
             where,
             self._questions(name, variant),
             [generated],
-            (f"palimpsest.detectors.{detector.kind}",),
-            raw,
-            {"batch": detector.batch},
+            (detector.module,),
+            self._judges_raw[name],
+            {"batch": detector.spec.batch},
         )
 
     def _reference(self, generated: Cell) -> Cell:
@@ -373,20 +372,18 @@ class Plan:
 
     def _gates(self) -> Cell:
         params = self.params
-        detector = params.detectors[params.judge]
+        judge = self.detectors[params.judge]
         args = {
             "model": self._model,
             "sampler": self._sampling(params.sampler),
-            "detector": _detector_args(detector),
+            "detector": judge.args,
             "themes": {name: theme.detailed for name, theme in params.themes.items()},
             "gates": params.gates,
             "seed": params.seed,
         }
-        raw = {
-            path: self._print(path)
-            for path in (params.model.path, detector.path, *params.gates.get("files", []))
-        }
-        roots = (f"palimpsest.detectors.{detector.kind}",)
+        files = (params.model.path, *params.gates.get("files", []))
+        raw = {path: self._print(path) for path in files} | self._judges_raw[judge.name]
+        roots = (judge.module,)
         return self._cell(
             "gates",
             {"name": params.experiment},
@@ -435,7 +432,10 @@ class Plan:
             "experiment": params.experiment,
             "themes": {name: theme.detailed for name, theme in params.themes.items()},
             "suites": {name: suite.kind for name, suite in params.suites.items()},
-            "rules": {name: rule.model_dump() for name, rule in params.rules.items()},
+            "rules": {
+                name: rule.model_dump() | {"detectors": detectors.judged_by(params, self.detectors, rule)}
+                for name, rule in params.rules.items()
+            },
             "statistics": params.statistics.model_dump(),
             "seed": params.seed,
             "runs": runs,
@@ -513,10 +513,6 @@ class Plan:
             found[cell.path] = cell
             stack += cell.inputs
         return [cell for path, cell in self.cells.items() if path in found]
-
-
-def _detector_args(detector: Any) -> dict[str, Any]:
-    return detector.model_dump(exclude={"batch"})
 
 
 def build(params: Params, root: str | Path = ".") -> Plan:

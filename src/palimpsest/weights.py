@@ -6,6 +6,8 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
+from palimpsest import packaged
+from palimpsest.detectors import registry as detectors
 from palimpsest.params import Params
 from palimpsest.plan_quality import chosen as chosen_measures
 from palimpsest.runs import Run
@@ -33,7 +35,9 @@ def snapshot(path: str, revision: str | None) -> Path:
 
 
 def present(path: str, revision: str | None, root: Path) -> bool:
-    """Whether the weights are a local file or folder, or a finished snapshot in the hub cache."""
+    """Whether the weights are a local file or folder, part of an installed package, or a finished snapshot in the hub cache."""
+    if packaged.is_packaged(path):
+        return packaged.find(path) is not None
     if (root / path).exists():
         return True
     place = snapshot(path, revision)
@@ -44,7 +48,9 @@ def check_weights(params: Params, root: Path, runs: Iterable[Run] = ()) -> list[
     """One line for every missing checkpoint, of the experiment and of these methods: what it is, where to get it, where to put it."""
     wanted = [("model", "path", params.model.path, params.model.revision)]
     wanted += [
-        (f"detectors.{name}", "path", spec.path, spec.revision) for name, spec in params.detectors.items()
+        (f"detectors.{name}", setting, path, revision)
+        for name, found in detectors.chosen(params).items()
+        for setting, (path, revision) in found.files.items()
     ]
     return [*_absent(wanted, root), *_absent_files(runs, root)]
 
@@ -89,7 +95,12 @@ def _absent(wanted: Iterable[tuple[str, str, str, str | None]], root: Path) -> l
     for key, name, path, revision in wanted:
         if present(path, revision, root):
             continue
-        if is_hub_id(path):
+        if packaged.is_packaged(path):
+            package = path.removeprefix(packaged.PREFIX).partition("/")[0]
+            problems.append(
+                f"{key}: the installed package {package!r} does not bring {path!r}; run `make setup`."
+            )
+        elif is_hub_id(path):
             problems.append(
                 f"{key}: {_download(path, revision)}, or set {key}.{name} to a local folder that holds them."
             )

@@ -73,6 +73,17 @@ class Content:
     takeaways: Sequence[tuple[str, Sequence[Takeaway]]]
 
 
+def _thresholds(params: Params) -> str:
+    """What scores have to exceed under the first rule, in words."""
+    from palimpsest.detectors.rules import threshold
+
+    rule = params.rules[select.headline(params)[1]]
+    values = {theme: threshold(theme, rule) for theme in params.themes}
+    if len(set(values.values())) == 1:
+        return f"threshold {next(iter(values.values())):g}"
+    return "thresholds " + ", ".join(f"{theme} {value:g}" for theme, value in values.items())
+
+
 def environment() -> jinja2.Environment:
     """Templates with escaping of everything that is not written in a template; unknown names are errors."""
     env = jinja2.Environment(
@@ -119,7 +130,7 @@ def intro(inputs: ReportInputs, rows: Sequence[Row]) -> list[tuple[str, str]]:
         ("Seeds", f"base seed {params.seed}; an image's seed hangs on its prompt, never on the method"),
         ("Methods", f"{len(methods)}, erasing {', '.join(params.variants.themes)}"),
         ("Suites", "; ".join(suites)),
-        ("Judge", f"{detector}, rule {rule} (threshold {params.rules[rule].threshold:g})"),
+        ("Judge", f"{detector}, rule {rule} ({_thresholds(params)})"),
         (
             "Intervals",
             f"{100 * params.statistics.confidence:g} %, {params.statistics.resamples} resamples over prompts",
