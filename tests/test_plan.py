@@ -52,11 +52,12 @@ def test_building_twice_gives_the_same_paths(base):
 
 def test_a_threshold_moves_only_the_tables_and_the_report(base):
     after = built(rules={"official_joined": {"kind": "joined", "threshold": 0.6}})
-    assert moved(base, after) == {"aggregate": 1, "report": 1}
+    assert moved(base, after) == {"aggregate": 1, "classifiers": 1, "report": 1}
 
 
 def test_bootstrap_resamples_move_only_the_tables_and_the_report(base):
-    assert moved(base, built(statistics={"resamples": 300})) == {"aggregate": 1, "report": 1}
+    after = built(statistics={"resamples": 300})
+    assert moved(base, after) == {"aggregate": 1, "classifiers": 1, "report": 1}
 
 
 def test_the_batch_size_moves_nothing_but_the_reports_settings(base):
@@ -229,7 +230,7 @@ def test_a_suite_can_be_kept_to_some_variants():
 
 def test_who_runs_on_a_suite_changes_no_cell_that_is_left(base):
     after = built(suites={"coco": {"variants": ["all.*"]}})
-    assert moved(base, after) == {"aggregate": 1, "report": 1}
+    assert moved(base, after) == {"aggregate": 1, "classifiers": 1, "report": 1}
 
 
 def own_methods(tmp_path: Path, **files: str) -> Path:
