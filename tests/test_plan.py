@@ -148,6 +148,22 @@ def test_the_papers_experiment_has_the_papers_cells_and_no_others():
     assert paper.shards("nsfw") == 8 and paper.shards("coco") == 10
 
 
+def test_published_tables_are_read_by_the_experiment_that_repeats_them_alone(base):
+    paper = plan.build(params.load(ROOT / "params.yaml", ROOT / "experiments/paper.yaml"), ROOT)
+    assert paper.final.args["reference"] == "data/reference"
+    assert {"data/reference/study.json", "data/reference/paper_counts.csv"} <= set(paper.final.raw)
+    for built in (
+        base,
+        plan.Plan(paper.params.model_copy(update={"judge": "vqa", "rules": base.params.rules}), ROOT),
+    ):
+        assert "reference" not in built.final.args
+        assert not [path for path in built.final.raw if path.startswith("data/reference")]
+
+
+def test_the_report_reads_the_prompts_whose_toxicity_it_shows(base):
+    assert [cell.where["suite"] for cell in base.final.inputs if cell.step == "prompts"] == ["nsfw"]
+
+
 def test_building_a_plan_does_not_load_torch():
     code = (
         "import sys; from palimpsest import params, plan;"

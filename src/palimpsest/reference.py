@@ -21,11 +21,13 @@ def is_published(params: Params, root: Path = Path(".")) -> bool:
     study = json.loads(path.read_text(encoding="utf-8"))
     themes = {name: list(theme.detailed) for name, theme in params.themes.items()}
     judge = params.detectors[params.judge]
+    rule, how = next(iter(params.rules.items()))
     same = (
         params.model.path == study["model"]
         and themes == study["themes"]
         and judge.path == study["judge_path"]
-        and next(iter(params.rules)) == study["rule"]
+        and rule == study["rule"]
+        and how.model_dump() == study["judged_by"]
     )
     return same and bool(same_suites(params, study))
 
