@@ -63,7 +63,7 @@ def test_images_are_prepared_as_by_the_processor(shape: tuple[int, int]) -> None
     assert found.shape == wanted.shape
     # either side may round a pixel of the resized image the other way
     assert (found - wanted).abs().max() < 2.5 / 255 / 0.26
-    assert (found - wanted).abs().mean() < 0.003
+    assert (found - wanted).abs().mean() < 0.5 / 255 / 0.26
 
 
 def test_an_image_is_judged_alone(judge: clip.ClipJudge, pictures: np.ndarray) -> None:
