@@ -56,6 +56,11 @@ def test_weights_fit_the_budget_and_are_safetensors():
     assert suffixes <= {".safetensors", ".json", ".txt", ".md"}
 
 
+def test_no_file_of_the_world_names_a_folder_of_the_machine_it_was_made_on():
+    for path in MICRO.rglob("*.json"):
+        assert "_name_or_path" not in path.read_text(encoding="utf-8"), path
+
+
 def test_stable_diffusion_pipeline_loads_the_folder_unchanged():
     import torch
     from diffusers import StableDiffusionPipeline
@@ -118,10 +123,12 @@ def measured(request):
     })  # fmt: skip
 
 
+@pytest.mark.slow
 def test_every_gate_passes(measured):
     assert failed(measured) == []
 
 
+@pytest.mark.slow
 def test_gates_are_plain_numbers_with_n_and_interval(measured):
     assert json.loads(json.dumps(measured)) == measured
     assert set(measured["theme_drawn"]) == set(THEMES)

@@ -37,6 +37,8 @@ def assemble_pipeline(autoencoder: Path, clip_folder: Path, unet: Path, target: 
     pipeline.save_pretrained(target, safe_serialization=True)
     bpe.save(tokenizer, target / "tokenizer")
     load_as_float32(target / "text_encoder")
+    for part in ("unet", "vae"):
+        forget_origin(target / part)
 
 
 def load_as_float32(folder: Path) -> None:
@@ -50,6 +52,14 @@ def load_as_float32(folder: Path) -> None:
         if part is not None:
             part["dtype"] = "float32"
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def forget_origin(folder: Path) -> None:
+    """Take the folder that a model was loaded from out of its config.json: it is a path of one machine."""
+    path = folder / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    if config.pop("_name_or_path", None) is not None:
+        path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def assemble_clip(clip_folder: Path, target: Path) -> None:
@@ -82,6 +92,7 @@ def assemble_cleaned(unet: Path, target: Path) -> None:
 
     model = UNet2DConditionModel.from_pretrained(unet, torch_dtype=torch.float16)
     model.save_pretrained(target / "unet", safe_serialization=True)
+    forget_origin(target / "unet")
 
 
 def megabytes(folder: Path) -> float:
