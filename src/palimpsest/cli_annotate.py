@@ -72,9 +72,11 @@ def annotate(
             new = session.add(_found(config, method, suite, cell, folder, manifest, count))
             typer.echo(f"{new} new image(s) in the store, {len(session.here)} in all")
         server = Server(session, port)
-    except (NoPictures, OSError) as error:
+    except BaseException as error:
         session.close()
-        stop(str(error))
+        if isinstance(error, NoPictures | OSError):
+            stop(str(error))
+        raise
     if session.journal.torn:
         typer.echo(
             f"the last run was stopped in the middle of writing: {session.journal.torn} byte(s) set aside, no saved answer is lost"

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from palimpsest.params import Params
+from palimpsest.params import Params, Rule
 
 REFERENCE = Path("data/reference")
 FILES = ("study.json", "paper_tables.csv", "paper_counts.csv", "paper_methods.csv", "paper_confusion.csv")
@@ -27,7 +27,7 @@ def is_published(params: Params, root: Path = Path(".")) -> bool:
         and themes == study["themes"]
         and judge.path == study["judge_path"]
         and rule == study["rule"]
-        and how.model_dump() == study["judged_by"]
+        and how == Rule(**study["judged_by"])
     )
     return same and bool(same_suites(params, study))
 
