@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -10,9 +12,10 @@ import numpy as np
 import polars as pl
 import pytest
 
-from palimpsest import params, store
+from palimpsest import closure, environment, params, store
 from palimpsest.job import Input, Job
 from palimpsest.metrics import ep, paired
+from palimpsest.reports.conclusions import own, registry
 from palimpsest.steps import paired as steps
 
 sys.path.insert(0, str(Path(__file__).parent / "reports"))
@@ -150,3 +153,72 @@ def test_without_prompt_tables_there_is_no_toxicity(job: Job) -> None:
     assert steps.toxicities(bare, SETTING) == []
     benign: params.Params = fake_inputs.settings(suites={"nsfw": {"kind": "benign"}})
     assert steps.pairs(job, benign, RUNS).is_empty() and steps.toxicities(job, benign) == []
+
+
+def made(
+    folder: Path, step: str, inputs: list[tuple[str, dict[str, str], Path]], args: dict[str, Any], name: str
+) -> Path:
+    """Run a step as the pipeline does, in a process of its own; the folder of what it wrote."""
+    output = folder / step / name
+    spec = {
+        "step": step, "where": {"experiment": "test_data"}, "key": "0123456789abcdef", "args": args, "output": str(output),
+        "inputs": [{"step": kind, "where": where, "path": str(path)} for kind, where, path in inputs],
+        "beside": {"costs": str(folder / step / "costs.parquet")} if step == "aggregate" else {},
+        **closure.stamp((f"palimpsest.steps.{step}", "palimpsest.job", "palimpsest.methods.sd")), "recipe": {},
+    }  # fmt: skip
+    output.parent.parent.mkdir(parents=True, exist_ok=True)
+    code = "import json, sys; from palimpsest.job import run; run(json.load(sys.stdin))"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        input=json.dumps(spec),
+        text=True,
+        capture_output=True,
+        check=False,
+        cwd=folder,
+    )
+    assert done.returncode == 0, done.stderr
+    return output.parent
+
+
+def test_the_report_step_leaves_a_folder_that_conclude_reads(job: Job, tmp_path: Path) -> None:
+    cost = {
+        "images": 80,
+        "seconds": 8.0,
+        "sampling_seconds": 7.0,
+        "peak_memory_mb": 900.0,
+        "environment": environment.describe(),
+    }
+    inputs = []
+    for item in job.of("score"):
+        path = tmp_path / item.path.name
+        store.write_parquet(store.read_parquet(item.path), path, {"generation": cost})
+        inputs.append(("score", dict(item.where), path))
+    setting = fake_inputs.settings(statistics={"resamples": 200}).model_dump(mode="json")
+    (tmp_path / "aggregate").mkdir()
+    args = {
+        "experiment": "test_data", "seed": 0, "runs": RUNS, "suites": {"nsfw": "unsafe"}, "rules": setting["rules"],
+        "statistics": setting["statistics"], "themes": {name: theme["detailed"] for name, theme in setting["themes"].items()},
+    }  # fmt: skip
+    tables = made(tmp_path, "aggregate", inputs, args, "cells.parquet")
+    store.write_json({"themes": {}}, tmp_path / "keywords.json")
+    inputs += [
+        ("aggregate", {}, tables / "cells.parquet"),
+        ("costs", {}, tables / "costs.parquet"),
+        ("keywords", {}, tmp_path / "keywords.json"),
+        ("prompts", {"suite": "nsfw"}, job.of("prompts")[0].path),
+    ]
+    methods = [
+        {"name": one, "module": "palimpsest.methods.sd", "title": one}
+        for one in ("sd", "x", "y", "z", "filter")
+    ]
+    report = made(
+        tmp_path, "report", inputs, {"params": setting, "methods": methods, "benchmarks": []}, "index.html"
+    )
+    study = own.load(report)
+    assert len(study.pairs) == steps.pairs(job, SETTING, RUNS).height > 0
+    found = json.loads((report / "conclusions.json").read_text())
+    assert json.loads(json.dumps(registry.conclusions(study))) == found
+    assert (report / "figures" / "toxicity.png").is_file() and found["takeaways"]["prompts and judges"][0][
+        "says"
+    ]
+    assert any(study.differ(a, b) for a in study.rows for b in study.rows if study.compared(a, b))
