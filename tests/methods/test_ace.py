@@ -101,6 +101,7 @@ def oracle(pipeline, settings, draws, start, anchors):
     return losses, {name: tensor.detach() for name, tensor in tensors.items()}
 
 
+@pytest.mark.first_case
 @pytest.mark.parametrize(
     ("preset", "values"),
     [

@@ -326,6 +326,7 @@ def bank_of(pipeline, settings, kind=Bank):
     return kind(frozen, sampler, settings, texts, encode(pipeline, [""]), 1.5, "float32")
 
 
+@pytest.mark.first_case
 @pytest.mark.parametrize("preset", ["official", "intended"])
 def test_latents_and_targets(pipeline, preset):
     settings = short(preset, steps=20, negative_guidance=1.5)
@@ -376,6 +377,7 @@ def test_equal_seeds_give_equal_weights(pipeline):
     assert max(float((first[name] - other[name]).abs().max()) for name in first) > 1e-4
 
 
+@pytest.mark.first_case
 @pytest.mark.parametrize("preset", PRESETS)
 def test_evaluations_are_counted(pipeline, preset):
     seen = []

@@ -161,6 +161,7 @@ OFFICIAL = {
 }
 
 
+@pytest.mark.first_case
 @pytest.mark.parametrize("case", OFFICIAL)
 def test_the_official_mode_matches_the_oracle(pipeline, case):
     settings = OFFICIAL[case]
@@ -183,6 +184,7 @@ INTENDED = {
 }
 
 
+@pytest.mark.first_case
 @pytest.mark.parametrize("case", INTENDED)
 def test_the_intended_mode_matches_the_oracle(pipeline, case):
     settings = INTENDED[case]

@@ -106,6 +106,7 @@ def oracle(pipeline, settings, names, draws):
     return losses, {name: own[name].detach() for name in names}
 
 
+@pytest.mark.first_case
 @pytest.mark.parametrize(
     ("preset", "values"),
     [

@@ -166,6 +166,7 @@ def test_every_preset_is_compared():
     assert set(PRESETS) <= set(CASES)
 
 
+@pytest.mark.first_case
 @pytest.mark.parametrize("case", CASES)
 def test_losses_and_weights_match_the_oracle(pipeline, case):
     settings = CASES[case]
@@ -186,6 +187,7 @@ def student_of(pipeline):
     return trainable_copy(pipeline.unet, [name for name, _ in pipeline.unet.named_parameters()])
 
 
+@pytest.mark.first_case
 @pytest.mark.parametrize("parameters", ["full", "xattn"])
 def test_gradients_are_those_at_the_relearned_weights(pipeline, parameters):
     # Steps large enough that gradients at the weights as they were would be far off.

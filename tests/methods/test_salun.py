@@ -100,6 +100,7 @@ CASES = {
 }
 
 
+@pytest.mark.first_case
 @pytest.mark.parametrize("case", CASES)
 def test_losses_and_weights_match_the_oracle(pipeline, case):
     settings = CASES[case]

@@ -108,6 +108,7 @@ def oracle(pipeline, settings, draws, start):
     return losses, vectors
 
 
+@pytest.mark.first_case
 @pytest.mark.parametrize("preset", PRESETS)
 def test_losses_and_vectors_match_the_oracle(pipeline, preset):
     settings = short(preset)

@@ -115,6 +115,7 @@ def drawn(settings, index, count):
     )
 
 
+@pytest.mark.first_case
 @pytest.mark.parametrize(
     ("preset", "values"),
     [

@@ -28,6 +28,7 @@ SETTINGS: dict[str, Any] = {
     "training_images": {"sizes": [4], "all": 12, "sampler": SAMPLER},
     "variants": {"themes": ["uncased"], "keyword_sets": ["detailed"], "all_keyword_sets": []},
     "keywords": {"concise": "given"},
+    "detectors": {"parts": None},
     "suites": {
         "nsfw": {"kind": "unsafe", "sources": {"own": {"format": "authors", "path": "data/prompts/own.csv"}}}
     },
