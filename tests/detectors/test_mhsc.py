@@ -96,6 +96,7 @@ def test_random_crops_are_repeatable_and_move_scores(folder: Path, images: np.nd
     assert part.shape == (40, 40, 3)
 
 
+@pytest.mark.slow
 def test_the_micro_worlds_heads_tell_its_themes() -> None:
     from palimpsest.world import checker
     from palimpsest.world import mhsc as world

@@ -292,6 +292,7 @@ def test_evaluations_are_counted(pipeline):
     )  # the student is a copy of the hooked module
 
 
+@pytest.mark.slow
 def test_bfloat16_is_close_and_leaves_float32_weights(pipeline):
     settings = short("benchmark", loss="noise")
     exact, rough = (

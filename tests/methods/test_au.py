@@ -195,6 +195,7 @@ class Oracle:
         return {name: self.own[name].detach() for name in self.names}
 
 
+@pytest.mark.first_case
 @pytest.mark.parametrize(
     ("preset", "values"),
     [
@@ -289,6 +290,7 @@ def test_a_long_text_leaves_room_for_the_prefix():
     assert laid.tolist() == [0, 74, 75, 76, *range(1, 74)]
 
 
+@pytest.mark.slow
 def test_prepared_ahead_or_on_the_fly(pipeline):
     fits = [
         au.fit(pipeline, TARGET, TrainingData(), short("official", **values), SEED).meta
@@ -395,6 +397,7 @@ def test_the_base_stays_as_it_is(pipeline):
     assert not pipeline.text_encoder.get_input_embeddings()._forward_hooks
 
 
+@pytest.mark.first_case
 @pytest.mark.parametrize("kind", ["pgd", "fast_at"])
 def test_an_attack_undoes_some_of_an_erasure(pipeline, kind):
     settings = short("intended", attack=kind, attack_learning_rate=0.03)

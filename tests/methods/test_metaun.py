@@ -359,6 +359,7 @@ def test_a_gamma_of_zero_leaves_all_other_draws_alone(pipeline):
         assert all(torch.equal(x.seeds, y.seeds) and torch.equal(x.rows, y.rows) for x, y in pairs)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_predicts_velocity(pipeline):
     config = {**pipeline.scheduler.config, "prediction_type": "v_prediction"}
     other = replace(pipeline, scheduler=type(pipeline.scheduler).from_config(config))
@@ -369,6 +370,7 @@ def test_a_checkpoint_that_predicts_velocity(pipeline):
     assert fit(pipeline, settings).meta["harm_losses"] != pytest.approx(harm, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_seeds_and_the_size_of_forward_batches(pipeline):
     settings, base = (
         short("intended_sdd", iterations=2, images_per_set=1),
@@ -446,6 +448,7 @@ def test_a_loss_that_is_not_finite_stops_the_fit(pipeline):
         fit(pipeline, short("intended", learning_rate=1e30))
 
 
+@pytest.mark.slow
 def test_bfloat16_is_close_and_leaves_float32_weights(pipeline):
     settings = short("intended", iterations=1, images_per_set=1, concepts_per_update=1, steps=2)
     exact, rough = (

@@ -42,6 +42,7 @@ def alex(tmp_path_factory: pytest.TempPathFactory) -> tuple[object, Path]:
     return package("alex", tmp_path_factory.mktemp("alex"))
 
 
+@pytest.mark.first_case
 @pytest.mark.parametrize("network", ["alex", "vgg"])
 def test_distances_are_the_packages_own(network: str, tmp_path: Path) -> None:
     theirs, path = package(network, tmp_path)

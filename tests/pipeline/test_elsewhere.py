@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
+import pytest
 import yaml
 from PIL import Image
 
@@ -16,6 +17,7 @@ from tests.pipeline import plugins
 from tests.pipeline.project import Project
 
 PLACE = "given/elsewhere"
+pytestmark = pytest.mark.pipeline_slow
 
 
 def scenario(folder: Path) -> Project:
