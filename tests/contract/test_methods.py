@@ -67,11 +67,12 @@ def data(info):
     for role in info.needs:
         for theme in TARGET.themes:
             images = generator.integers(0, 256, (3, 16, 16, 3), dtype=np.uint8)
-            sets.append(
-                ImageSet(
-                    theme.name, role, images, (theme.safe, f"red {theme.safe}", f"{theme.safe} on a tree")
-                )
-            )
+            prompts = (theme.safe, f"red {theme.safe}", f"{theme.safe} on a tree")
+            masks, words = None, ()
+            if role == "masked_images":
+                masks = generator.random((3, 16, 16)) < 0.5
+                words = tuple(theme.keywords[i % len(theme.keywords)] for i in range(3))
+            sets.append(ImageSet(theme.name, role, images, prompts, masks, words))
     return TrainingData(tuple(sets))
 
 

@@ -31,6 +31,13 @@ TEMPLATES = ("a photo of {}", "{} on the tree", "the {} with a lamp")
 SEED = 3
 
 
+def contract_settings(folder, requests, images):
+    """A file of captions to keep."""
+    path = folder / "captions.txt"
+    path.write_text("a tree\na house on the tree\n", encoding="utf-8")
+    return {"prior_file": str(path)}
+
+
 @pytest.fixture(scope="module")
 def pipeline():
     return tiny.build()
