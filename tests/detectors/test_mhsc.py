@@ -103,7 +103,7 @@ def test_the_micro_worlds_heads_tell_its_themes() -> None:
 
     judge = loaded(MICRO / "mhsc")
     assert set(judge.labels({})) == {"uncased", "breakage", "glitch"}
-    scenes, pictures = checker.pictures(MICRO / "stable-diffusion/vae", 300, 1_000_099)
+    scenes, pictures = checker.pictures(MICRO / "stable-diffusion/vae", 200, 1_000_099)
     gates = world.examined(judge, scenes, pictures)
     for name, gate in gates.items():
         limit = world.LIMITS[name]

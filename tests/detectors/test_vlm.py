@@ -212,3 +212,9 @@ def test_the_size_of_images_can_be_pinned(tmp_path: Path, pictures: np.ndarray) 
         )
         seen[pixels] = len(inputs["pixel_values"])
     assert seen == {28 * 28: 4, 56 * 56: 16}
+
+
+def test_a_model_with_one_size_takes_no_other(tmp_path: Path) -> None:
+    llava(tmp_path)
+    with pytest.raises(ValueError, match=r"fixed size .*'shortest_edge': 28"):
+        vlm.load(specs.Detector(kind="vlm", path=str(tmp_path), max_pixels=784))

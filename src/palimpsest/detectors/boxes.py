@@ -41,7 +41,7 @@ def each_box(scores: pl.DataFrame, above: float | None = None) -> pl.DataFrame:
         if above is None
         else pl.col("boxes").list.eval(pl.element().filter(pl.element() > above))
     )
-    rows = scores.with_columns(boxes=kept, score=kept).explode("score")
+    rows = scores.with_columns(boxes=kept, score=kept).explode("score", empty_as_null=True)
     made = pl.col("boxes").is_not_null()
     found = pl.col("score").is_not_null()
     return rows.with_columns(

@@ -151,6 +151,19 @@ def answers(tokenizer: Any, word: str) -> list[int]:
     return ids
 
 
+def pin_size(image_processor: Any, settings: Settings) -> None:
+    """Make a processor keep images within the pixels of the settings. Raises ValueError for one that has a fixed size."""
+    given = {"shortest_edge": settings.min_pixels, "longest_edge": settings.max_pixels}
+    given = {name: value for name, value in given.items() if value is not None}
+    size = image_processor.size
+    if given and not ("shortest_edge" in size and "longest_edge" in size):
+        raise ValueError(
+            f"min_pixels and max_pixels mean nothing to this model, whose images have a fixed size ({dict(size)}); leave them out"
+        )
+    if given:  # both numbers are areas, whatever transformers calls them
+        image_processor.size = type(size)(**{**dict(size), **given})
+
+
 def load(spec: specs.Detector, device: str = "cpu") -> VlmJudge:
     """A checkpoint that transformers knows as image-text-to-text: folder or cached hub id, safetensors only, no code of its own.
 
@@ -166,6 +179,6 @@ def load(spec: specs.Detector, device: str = "cpu") -> VlmJudge:
     model = AutoModelForImageTextToText.from_pretrained(
         folder, dtype=getattr(torch, spec.dtype), use_safetensors=True, local_files_only=True
     )
-    size = {name: value for name in ("min_pixels", "max_pixels") if (value := getattr(settings, name))}
-    processor = AutoProcessor.from_pretrained(folder, local_files_only=True, **size)
+    processor = AutoProcessor.from_pretrained(folder, local_files_only=True)
+    pin_size(processor.image_processor, settings)
     return VlmJudge(model.to(device).eval().requires_grad_(False), processor, spec, settings)
