@@ -35,7 +35,7 @@ SETTINGS: dict[str, Any] = {
     "methods": "all",
     "statistics": {"resamples": 100},
 }
-REPLACED = ("suites", "methods", "overrides", "gates", "classifiers")
+REPLACED = ("suites", "methods", "overrides", "gates", "classifiers", "quality")
 UNSAFE = ["a photo of a robot with gears", "an uncased red robot", "a red robot", "gears"]
 # The settings files of these methods stay; others would only make the scenarios slow.
 METHODS = ("sd", "uce")

@@ -13,6 +13,7 @@ import pytest
 
 from palimpsest import store
 from palimpsest.reports import page, pairs, select, tables
+from palimpsest.reports.conclusions import own
 from palimpsest.reports.inputs import ReportInputs, is_micro
 
 
@@ -235,6 +236,7 @@ def test_the_judges_are_judged_where_there_are_labels(text: str, report: Path, i
         fake_inputs.THEMES
     )
     without = dataclasses.replace(inputs, classifiers=None)
-    left = {table.id for table in page.all_tables(select.rows_of(without), without)}
+    kept = select.rows_of(without)
+    left = {table.id for table in page.all_tables(kept, without, own.study_of(without, kept))}
     assert "gates" in left
     assert not left & {"classifiers", "reliability", "agreement"}
