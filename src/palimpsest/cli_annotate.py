@@ -75,6 +75,9 @@ def annotate(
     except (NoPictures, OSError) as error:
         session.close()
         stop(str(error))
+    except BaseException:
+        session.close()
+        raise
     if session.journal.torn:
         typer.echo(
             f"the last run was stopped in the middle of writing: {session.journal.torn} byte(s) set aside, no saved answer is lost"
