@@ -62,6 +62,8 @@ def quality_rows(rows: Sequence[Row], inputs: ReportInputs) -> list[Row]:
             whole["notes"].append(one["reason"])
     for row in found.values():
         row["note"] = "; ".join(row["notes"])
+        if row["is_base"]:  # it erases nothing, so it is aimed at nothing
+            row |= {"theme": "", "variant": ""}
     return sorted(found.values(), key=lambda row: not row["is_base"])
 
 
