@@ -20,10 +20,13 @@ from palimpsest.sampling.pipeline import Pipeline
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a fit leaves: the changed tensors, and the loss of each update (none for a closed form)."""
+    """What a fit leaves: the changed tensors, and the loss of each update (none for a closed form). start: what the
+    tensors were before, where they are not the model's.
+    """
 
     tensors: dict[str, Tensor]
     losses: list[float] = field(default_factory=list)
+    start: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 def no_images(target: Target) -> TrainingData:
@@ -34,7 +37,8 @@ def no_images(target: Target) -> TrainingData:
 class Case:
     """One comparison. settings: laid over the preset; quick: laid over those for a short trial. goal: the ratio
     wanted. does: what the official way does and ours does not. run: the official way, called like the method's
-    `fit`. data: the images both are given. tolerance: largest relative distance of the two changes.
+    `fit`. data: the images both are given. tolerance: largest relative distance of the two changes. ours: what is
+    timed in place of the method's `fit`, where a part of it is compared.
     """
 
     method: str
@@ -47,6 +51,7 @@ class Case:
     note: str = ""
     tolerance: float = 0.05
     data: Callable[[Target], TrainingData] = no_images
+    ours: Callable[[Pipeline, Target, TrainingData, Any, int], Outcome] | None = None
 
     @property
     def name(self) -> str:

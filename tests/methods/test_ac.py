@@ -10,6 +10,7 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from palimpsest.methods import _anchors, ac
 from palimpsest.methods._training import generator, trainable_copy
@@ -73,23 +74,43 @@ def text(pipeline, prompt):
         return pipeline.text_encoder(padded).last_hidden_state
 
 
+def shown(picture, place):
+    """Pixels [1, 3, 16, 16] and the cells [8, 8] that count, of a picture shrunk onto grey or zoomed into."""
+    side, mask = len(picture), np.ones((8, 8))
+    if place is not None:
+        size = (place.scale, place.scale)
+        picture = np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.BILINEAR))
+    values = picture / 127.5 - 1.0
+    if place is not None and place.scale > side:
+        values = values[place.top : place.top + side, place.left : place.left + side]
+    elif place is not None:
+        canvas = np.zeros((side, side, 3))
+        canvas[place.top : place.top + place.scale, place.left : place.left + place.scale] = values
+        values = canvas
+        # A cell is two pixels wide; the outermost cell of the picture on each side does not count.
+        for axis, start in ((0, place.top), (1, place.left)):
+            inside = [start // 2 + 1 <= cell < (start + place.scale) // 2 - 1 for cell in range(8)]
+            mask = mask * np.expand_dims(np.array(inside, float), 1 - axis)
+    return torch.tensor(values, dtype=torch.float32).permute(2, 0, 1)[None], torch.tensor(mask)
+
+
 def noised(pipeline, images, item):
-    """x_t and the noise of one sample without augmentation, by the definition of the forward process."""
-    picture = images[item.anchor][:, ::-1] if item.flip else images[item.anchor]
-    pixels = torch.tensor(picture / 127.5 - 1.0, dtype=torch.float32).permute(2, 0, 1)[None]
+    """x_t, the noise and the mask of one sample, by the definition of the forward process."""
+    picture = np.ascontiguousarray(images[item.anchor][:, ::-1] if item.flip else images[item.anchor])
+    pixels, mask = shown(picture, item.place)
     with torch.no_grad():
         posterior = pipeline.vae.encode(pixels).latent_dist
     draws = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(item.seed))
     clean = 0.18215 * (posterior.mean + torch.exp(0.5 * posterior.logvar) * draws[:1])
     level = abar()[item.timestep]
-    return np.sqrt(level) * clean + np.sqrt(1 - level) * draws[1:], draws[1:]
+    return np.sqrt(level) * clean + np.sqrt(1 - level) * draws[1:], draws[1:], mask
 
 
 def oracle_loss(pipeline, unet, settings, items):
     images = np.concatenate([part.images for part in safe_images().sets])
     total, count = 0.0, settings.batch_size
     for place, item in enumerate(items):
-        latents, noise = noised(pipeline, images, item)
+        latents, noise, mask = noised(pipeline, images, item)
         told = torch.tensor([item.timestep])
         predicted = unet(latents, told, text(pipeline, item.concept)).sample
         if place >= count:
@@ -98,9 +119,8 @@ def oracle_loss(pipeline, unet, settings, items):
         with torch.no_grad():
             anchor = unet(latents, told, text(pipeline, item.prompt)).sample
         wanted = anchor if settings.loss == "model" else noise
-        total = (
-            total + 4 * ((predicted - wanted) ** 2).mean() / count
-        )  # one mask channel for four error channels
+        # One mask channel for four error channels. A picture that covers no whole cell adds nothing.
+        total = total + (mask * (predicted - wanted) ** 2).sum() / max(float(mask.sum()), 1.0) / count
     return total
 
 
@@ -129,6 +149,8 @@ CASES = {
     "weight decay": short("style", weight_decay=30.0),
     "noise as the target": short("style", loss="noise", prior_preservation=True, scale_lr=False),
     "start token kept": short("benchmark", detach_start=False),
+    "official recipe for styles": short("style"),
+    "official recipe for objects, with augmentation": short("object", iterations=5),
 }
 
 
@@ -280,16 +302,45 @@ def test_data_that_does_not_fit_is_refused(pipeline):
     other = Target(tuple(replace(theme, safe="lamp") for theme in TARGET.themes))
     with pytest.raises(ValueError, match="no prompt contains \\['lamp'\\]"):
         ac.fit(pipeline, other, safe_images(), short("object"), SEED)
+    for insertion, words, message in (
+        ("style", (" ",), "ac: keyword ' ' has no token"),
+        ("object", ("robot",), "ac: keyword 'robot' is replaced by itself"),
+    ):
+        odd = Target((replace(TARGET.themes[0], keywords=words), TARGET.themes[1]))
+        with pytest.raises(ValueError, match=message):
+            ac.fit(pipeline, odd, safe_images(), short(insertion), SEED)
 
 
 def test_evaluations_are_counted(pipeline):
     seen = []
     handle = pipeline.unet.register_forward_pre_hook(lambda module, args: seen.append(len(args[0])))
-    artifact = ac.fit(pipeline, TARGET, safe_images(), short("benchmark", prior_preservation=True), SEED)
-    handle.remove()
-    assert (
-        artifact.meta["unet_evaluations"] == sum(seen) == 4 * (6 + 3)
-    )  # the student is a copy of the hooked module
+    settings, evaluations = short("benchmark", prior_preservation=True), []
+    for loss in ("model", "noise"):
+        seen.clear()
+        changed = settings.model_copy(update={"loss": loss})
+        artifact = ac.fit(pipeline, TARGET, safe_images(), changed, SEED)
+        evaluations.append((artifact.meta["unet_evaluations"], sum(seen)))
+    handle.remove()  # the student is a copy of the hooked module
+    assert evaluations == [(4 * (6 + 3), 4 * (6 + 3)), (4 * 6, 4 * 6)]
+
+
+def test_strength_mixes_base_and_edit(pipeline):
+    settings = short("benchmark", iterations=1, learning_rate=1e-3)
+    artifact, base = ac.fit(pipeline, TARGET, safe_images(), settings, SEED), pipeline.unet.state_dict()
+
+    def applied(strength):
+        return ac.apply(pipeline, artifact, TARGET, settings.model_copy(update={"strength": strength}))
+
+    assert applied(0.0) is pipeline
+    half = applied(0.5).unet.state_dict()
+    for name, weight in base.items():
+        assert torch.allclose(half[name], (weight + artifact.tensors.get(name, weight)) / 2, atol=1e-6)
+    assert any(not torch.equal(half[name], base[name]) for name in artifact.tensors)
+
+
+def test_a_loss_that_is_not_finite_stops_the_fit(pipeline):
+    with pytest.raises(FloatingPointError, match="lower learning_rate"):
+        ac.fit(pipeline, TARGET, safe_images(), short("benchmark", learning_rate=1e30), SEED)
 
 
 @pytest.mark.slow

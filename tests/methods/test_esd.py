@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from palimpsest.methods import esd
 from palimpsest.methods._training import generator
-from palimpsest.methods.contract import TrainingData
+from palimpsest.methods.contract import Target, ThemeTarget, TrainingData
 from palimpsest.params import read_yaml
 from tests import tiny
 from tests.methods.erasing import TARGET, Adam, assert_same_edit, ddim
@@ -80,8 +80,9 @@ def oracle(pipeline, settings, names, draws):
         for row in range(settings.batch_size):
             concept = text(pipeline, words[draws.concepts[update, row]])
             source = concept if settings.erase_from is None else text(pipeline, settings.erase_from)
+            side = 8 * settings.size_factor
             noise = torch.randn(
-                1, 4, 8, 8, generator=torch.Generator().manual_seed(int(draws.seeds[update, row]))
+                1, 4, side, side, generator=torch.Generator().manual_seed(int(draws.seeds[update, row]))
             )
             stops, told = int(draws.stops[update, row]), draws.timesteps[update, row][None]
             if settings.stop_rule == "compvis":
@@ -115,6 +116,7 @@ def oracle(pipeline, settings, names, draws):
         ("x_diffusers", {}),
         ("u_diffusers", {"concept_mode": "joint"}),
         ("x_diffusers", {"erase_from": "a robot"}),
+        ("x_diffusers_1024", {"iterations": 2}),
     ],
 )
 def test_losses_and_weights_match_the_oracle(pipeline, preset, values):
@@ -216,15 +218,38 @@ def test_equal_seeds_give_equal_weights_whatever_the_forward_batch(pipeline):
     assert distance[2] > 5e-5
 
 
-def test_evaluations_are_counted(pipeline):
+@pytest.mark.parametrize(
+    ("preset", "values"),
+    [
+        ("x_compvis", {}),
+        ("x_diffusers", {}),
+        ("x_diffusers", {"erase_from": "a robot", "start_guidance": 1.0}),
+    ],
+)
+def test_evaluations_are_counted(pipeline, preset, values):
     seen = []
     handle = pipeline.unet.register_forward_pre_hook(lambda module, args: seen.append(len(args[0])))
-    settings = short("x_compvis")
-    artifact = esd.fit(pipeline, TARGET, TrainingData(), settings, SEED)
-    handle.remove()
-    assert artifact.meta["unet_evaluations"] == sum(
-        seen
-    )  # the student is a copy of the hooked module, so it counts too
+    artifact = esd.fit(pipeline, TARGET, TrainingData(), short(preset, **values), SEED)
+    handle.remove()  # the student is a copy of the hooked module, so it counts too
+    assert artifact.meta["unet_evaluations"] == sum(seen) > 0
+
+
+def test_keywords_that_say_nothing_are_refused(pipeline):
+    for keywords, message in ((("gears", " "), "esd: keyword ' ' has no token"), ((), "esd: .* no keywords")):
+        target = Target((ThemeTarget("uncased", keywords, "robot"),))
+        with pytest.raises(ValueError, match=message):
+            esd.fit(pipeline, target, TrainingData(), short("x_diffusers"), SEED)
+
+
+def test_a_unet_without_cross_attention_is_refused(pipeline):
+    from dataclasses import replace
+
+    from diffusers.models import UNet2DModel
+
+    blocks = {"down_block_types": ("DownBlock2D",), "up_block_types": ("UpBlock2D",)}
+    plain = UNet2DModel(8, 4, 4, block_out_channels=(32,), norm_num_groups=16, layers_per_block=1, **blocks)
+    with pytest.raises(ValueError, match="nothing to train in UNet2DModel"):
+        esd.fit(replace(pipeline, unet=plain), TARGET, TrainingData(), short("x_diffusers"), SEED)
 
 
 def test_concepts_and_what_conditions_the_student():

@@ -8,8 +8,8 @@ import torch
 from pydantic import ValidationError
 
 from palimpsest.methods import sd_np
-from palimpsest.methods.contract import Artifact
-from palimpsest.params import Sampler
+from palimpsest.methods.contract import Artifact, TrainingData
+from palimpsest.params import Sampler, read_yaml
 from palimpsest.sampling import schedulers
 from palimpsest.sampling.embeddings import encode
 from palimpsest.sampling.loop import Request, decode, generate
@@ -65,6 +65,27 @@ def test_strength_0_is_the_pipeline_itself(pipeline):
 def test_nothing_happens_without_guidance(pipeline):
     plain = Sampler(name="ddim", steps=3, guidance=1.0)
     assert np.array_equal(images(erased(pipeline, 1.0), plain), images(pipeline, plain))
+
+
+def test_it_costs_what_plain_guidance_costs(pipeline):
+    seen = []
+    handle = pipeline.unet.register_forward_pre_hook(lambda module, args: seen.append(len(args[0])))
+    images(erased(pipeline, 1.0))
+    with_concept = list(seen)
+    seen.clear()
+    images(pipeline)
+    handle.remove()
+    assert (
+        with_concept == seen == [4] * 5
+    )  # two branches of two images; PNDM evaluates once more than its steps
+
+
+def test_the_preset_is_the_method_itself(pipeline):
+    presets = read_yaml("methods/sd_np.yaml")["presets"]
+    assert presets == {"default": {"strength": 1.0}}
+    artifact = sd_np.fit(pipeline, TARGET, TrainingData(), sd_np.Settings(**presets["default"]), 0)
+    assert artifact.tensors == {}
+    assert artifact.meta == {"unet_evaluations": 0, "losses": []}
 
 
 def test_negative_strength_is_refused():

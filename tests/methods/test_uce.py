@@ -106,7 +106,11 @@ def test_matches_the_formula(pipeline, case):
     expected = oracle(pipeline, TARGET.keywords, guide, kept, settings, preserve_scale)
     assert len(expected) == 14
     assert difference(solve(pipeline, TARGET, settings), expected) < 1e-10
+    seen = []
+    handle = pipeline.unet.register_forward_pre_hook(lambda module, args: seen.append(len(args[0])))
     artifact = uce.fit(pipeline, TARGET, TrainingData(), settings, seed=0)
+    handle.remove()
+    assert artifact.meta["unet_evaluations"] == len(seen) == 0
     assert difference(artifact.tensors, expected) < 1e-6
     assert all(tensor.dtype == torch.float32 for tensor in artifact.tensors.values())
 
@@ -115,7 +119,6 @@ def test_matches_the_formula(pipeline, case):
 def test_presets_edit_something_and_differ(pipeline, preset):
     artifact = uce.fit(pipeline, TARGET, TrainingData(), PRESETS[preset], seed=0)
     assert all(value > 0.01 for value in artifact.meta["relative_change"].values())
-    assert artifact.meta["unet_evaluations"] == 0
     (other,) = (p for p in PRESETS if p != preset)
     assert (
         difference(
@@ -184,6 +187,20 @@ def test_apply_at_strengths(pipeline):
         assert torch.equal(edited[1.0][name], artifact.tensors.get(name, base))
         if name in artifact.tensors:
             assert torch.allclose(edited[0.5][name], (base + artifact.tensors[name]) / 2, atol=1e-6)
+
+
+def test_what_cannot_be_edited_is_refused(pipeline):
+    def fit(word, **values):
+        target = Target((ThemeTarget("uncased", (word,), "robot"),))
+        return uce.fit(pipeline, target, TrainingData(), change(**values), seed=0)
+
+    with pytest.raises(ValueError, match="uce: keyword ' ' has no token"):
+        fit(" ")
+    with pytest.raises(ValueError, match="uce: keyword 'robot' is replaced by itself"):
+        fit("robot", guide="{safe}")
+    plain = dataclasses.replace(pipeline, unet=torch.nn.Linear(2, 2))
+    with pytest.raises(ValueError, match="Linear has no .* not conditioned on text"):
+        uce.fit(plain, TARGET, TrainingData(), PRESETS["compvis2023"], seed=0)
 
 
 def test_settings_that_cannot_be(pipeline):

@@ -252,16 +252,20 @@ def train(student: Any, batches: Batches, draws: Sequence[Sequence[Item]], sched
 def fit(pipeline: Pipeline, target: Target, data: TrainingData, settings: Settings, seed: int) -> Artifact:
     """Fine-tune on the safe images. meta["unet_evaluations"] counts forward passes of single samples.
 
-    Raises ValueError when no safe images are given, or when "object" insertion finds no surrogate in any
-    prompt.
+    Raises ValueError when no safe images are given, for a keyword without tokens, and when "object" insertion
+    finds no surrogate in any prompt or a keyword that is its own surrogate.
     """
     from diffusers import DDPMScheduler
 
     from palimpsest.methods import _training
     from palimpsest.methods._anchors import Recipe, anchors, draw_items
+    from palimpsest.methods._keywords import check_keywords
 
+    replaces = settings.insertion == "object"
+    words = [(word, theme.safe if replaces else None) for theme in target.themes for word in theme.keywords]
+    check_keywords(pipeline, words, "ac")
     found = anchors(target, data)
-    if settings.insertion == "object" and not any(anchor.safe in anchor.prompt for anchor in found):
+    if replaces and not any(anchor.safe in anchor.prompt for anchor in found):
         raise ValueError(
             f"insertion 'object' replaces the surrogate, but no prompt contains "
             f"{sorted({a.safe for a in found})}; set `safe` of the theme to a word of its safe prompts, or "

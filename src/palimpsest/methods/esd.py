@@ -289,12 +289,17 @@ def train(job: Job, student: Any, draws: Draws) -> list[float]:
 def prepare(
     pipeline: Pipeline, target: Target, settings: Settings, seed: int, what: str = "esd"
 ) -> tuple[Job, Draws, list[tuple[str, str]]]:
-    """What a fit needs before its first update, and the concept pairs. what: the method named in warnings."""
+    """What a fit needs before its first update, and the concept pairs. what: the method named in messages.
+
+    Raises ValueError for a keyword without tokens.
+    """
     from palimpsest.methods import _training
+    from palimpsest.methods._keywords import check_keywords
     from palimpsest.methods._stops import schedule
     from palimpsest.sampling.embeddings import encode, warn_when_cut
     from palimpsest.sampling.schedulers import build
 
+    check_keywords(pipeline, [(word, None) for word in target.keywords], what)
     concepts = concept_pairs(target, settings)
     for concept, _ in concepts:
         warn_when_cut(pipeline, concept, what)

@@ -196,9 +196,13 @@ def _projected(weight: Tensor, vectors: Vectors) -> Tensor:
 def fit(pipeline: Pipeline, target: Target, data: TrainingData, settings: Settings, seed: int) -> Artifact:
     """Solve for the edited layers. Nothing is random, so `seed` has no effect; no image and no UNet
     evaluation is needed.
+
+    Raises ValueError for a keyword without tokens or equal to its guide, and for a UNet without cross-attention.
     """
     from palimpsest.methods import _closed_form as ridge
+    from palimpsest.methods._keywords import check_keywords
 
+    check_keywords(pipeline, pairs(target, settings), "uce")
     weights = ridge.cross_attention_weights(pipeline.unet)
     preserve_scale = scale_of_preserved(settings, target)
     vectors = collect(pipeline, target, settings)
