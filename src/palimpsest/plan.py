@@ -393,33 +393,43 @@ class Plan:
             hints=self._hints(params.sampler),
         )
 
+    @cached_property
+    def _rules(self) -> dict[str, dict[str, Any]]:
+        """The rules with the detectors that each is for."""
+        return {
+            name: rule.model_dump() | {"detectors": detectors.judged_by(self.params, self.detectors, rule)}
+            for name, rule in self.params.rules.items()
+        }
+
     def _renders(self, name: str) -> Cell:
         """What a detector says about held-out pictures of the micro world. No label of a person is in its recipe."""
-        params, detector = self.params, self.params.detectors[name]
+        params, detector = self.params, self.detectors[name]
         every = self._questions(name, Variant(UNERASED, (), "none"))
         args = {**every, "count": params.classifiers.renders, "seed": params.seed}
-        raw = {detector.path: self._print(detector.path, detector.revision)}
-        roots = (f"palimpsest.detectors.{detector.kind}",)
-        hints = {"batch": detector.batch}
-        return self._cell("renders", {"detector": name}, args, roots=roots, raw=raw, hints=hints)
+        hints = {"batch": detector.spec.batch}
+        raw = self._judges_raw[name]
+        return self._cell("renders", {"detector": name}, args, roots=(detector.module,), raw=raw, hints=hints)
 
     def _classifiers(self, scores: list[Cell]) -> list[Cell]:
         """How right the detectors are, where there are labels. Labels of people enter here and nowhere else, so that new ones generate
         and judge nothing again."""
         params = self.params
-        renders = [self._renders(name) for name in params.detectors] if params.classifiers.renders else []
+        # a detector that no rule reads gives no verdict that could be right or wrong
+        judging = {name for rule in self._rules.values() for name in rule["detectors"]}
+        known = [name for name in params.detectors if name in judging]
+        renders = [self._renders(name) for name in known] if params.classifiers.renders else []
         labels = label_files(self.root, params.experiment)
         if not renders and not labels:
             return []
         args = {
             "themes": {name: theme.detailed for name, theme in params.themes.items()},
-            "rules": {name: rule.model_dump() for name, rule in params.rules.items()},
+            "rules": self._rules,
             "statistics": params.statistics.model_dump(),
             "seed": params.seed,
             "labels": list(labels),
         }
         where = {"experiment": params.experiment}
-        judged = scores if labels else []
+        judged = [score for score in scores if score.where["detector"] in judging] if labels else []
         return [self._cell("classifiers", where, args, [*renders, *judged], raw=labels)]
 
     def _finish(self, scores: list[Cell], comparisons: list[Cell], shared: list[Cell]) -> Cell:
@@ -432,10 +442,7 @@ class Plan:
             "experiment": params.experiment,
             "themes": {name: theme.detailed for name, theme in params.themes.items()},
             "suites": {name: suite.kind for name, suite in params.suites.items()},
-            "rules": {
-                name: rule.model_dump() | {"detectors": detectors.judged_by(params, self.detectors, rule)}
-                for name, rule in params.rules.items()
-            },
+            "rules": self._rules,
             "statistics": params.statistics.model_dump(),
             "seed": params.seed,
             "runs": runs,

@@ -69,9 +69,11 @@ def judged(made: Cell, frame: pl.DataFrame) -> Cell:
     return found
 
 
-def table(inputs: list[Cell], labels: list[str], alone: bool = False) -> tuple[pl.DataFrame, dict[str, Any]]:
+def table(
+    inputs: list[Cell], labels: list[str], alone: bool = False, rules: dict[str, Any] | None = None
+) -> tuple[pl.DataFrame, dict[str, Any]]:
     """Run the step and read what it wrote. alone: as a job in a process of its own, which checks what was imported."""
-    args = {"themes": THEMES, "rules": RULES, "statistics": STATISTICS, "seed": 0, "labels": labels}
+    args = {"themes": THEMES, "rules": rules or RULES, "statistics": STATISTICS, "seed": 0, "labels": labels}
     wanted = Cell(
         "classifiers",
         {"experiment": "e"},
@@ -105,12 +107,15 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_exact_labels_of_renders(here: Path) -> None:
     frame = scores(60, 1, "renders")
-    truth = np.random.default_rng(0).choice([True, False, None], 60 * len(LABELS))
-    frame = frame.with_columns(
-        truth=pl.when(pl.col("label").str.starts_with("theme/")).then(
-            pl.Series(truth.tolist(), dtype=pl.Boolean)
-        )
+    rng = np.random.default_rng(0)
+    truth = {theme: rng.choice([True, False, None], 60).tolist() for theme in THEMES}
+    shown = pl.DataFrame(
+        {
+            "image_id": frame["image_id"].unique(maintain_order=True),
+            **{f"shows/{theme}": known for theme, known in truth.items()},
+        }
     )
+    frame = frame.join(shown, on="image_id", maintain_order="left")
     renders = cell("renders", {"detector": "vqa"})
     store.write_parquet(frame, renders.path)
     found, meta = table([renders], [], alone=True)
@@ -120,7 +125,7 @@ def test_exact_labels_of_renders(here: Path) -> None:
         ("joined", ["theme/glitch"], 0.5),
         ("any", ["keyword/glitch", "keyword/static"], 0.6),
     ):
-        known = frame.filter(label="theme/glitch").drop_nulls("truth")
+        known = shown.select("image_id", truth="shows/glitch").drop_nulls()
         said = (
             frame.filter(pl.col("label").is_in(label))
             .group_by("image_id")
@@ -133,9 +138,21 @@ def test_exact_labels_of_renders(here: Path) -> None:
         assert row["f1"] == pytest.approx(expected.rates()["f1"])
         assert row["labels"] == "exact"
         assert sum(line["n"] for line in row["reliability"]) == row["n"] < 60
-    whole = frame.filter(pl.col("label").str.starts_with("theme/")).group_by("image_id").agg(pl.col("truth"))
-    known = sum(True in found or None not in found for found in whole["truth"].to_list())
-    assert found.filter(theme="any", rule="joined")["n"].item() == known
+    whole = zip(*truth.values(), strict=True)
+    assert found.filter(theme="any", rule="joined")["n"].item() == sum(
+        True in row or None not in row for row in whole
+    )
+
+
+def test_a_detector_with_labels_of_its_own_and_one_that_no_rule_reads(here: Path) -> None:
+    frame = scores(60, 2, "renders", labels=["SHARDS", "safe"])
+    frame = frame.with_columns(**{f"shows/{theme}": pl.col("prompt_id") % 2 == 0 for theme in THEMES})
+    inputs = [cell("renders", {"detector": name}) for name in ("boxes", "other")]
+    for item in inputs:
+        store.write_parquet(frame, item.path)
+    own = {"kind": "labels", "labels": {"glitch": ["SHARDS"]}, "detectors": ["boxes"]}
+    found, _ = table(inputs, [], rules={"own": own})
+    assert found.select("detector", "rule", "theme", "n").rows() == [("boxes", "own", "glitch", 60)]
 
 
 def people(store_at: Path, cells: list[Cell], images: int) -> Session:

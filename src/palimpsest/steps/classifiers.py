@@ -58,20 +58,21 @@ def with_any(truth: Mapping[str, bool | None], themes: Sequence[str]) -> dict[st
 
 
 def judged(
-    scores: pl.DataFrame, themes: Mapping[str, Sequence[str]], rules: Mapping[str, Rule]
+    scores: pl.DataFrame, detector: str, themes: Mapping[str, Sequence[str]], rules: Mapping[str, Rule]
 ) -> pl.DataFrame:
-    """Verdicts of every rule on the themes that the scores were asked for; "any" only where all themes were."""
+    """Verdicts of every rule for this detector on the themes that the scores were asked for; "any" only where the rule names labels for
+    it or all themes were."""
     asked = set(scores["label"].unique())
-    parts = []
-    for name, rule in rules.items():
+    parts = [judging.verdicts(scores, {}, {})]
+    for name, rule in judging.read_by(rules, detector).items():
         own = {
             theme: words
             for theme, words in themes.items()
             if asked >= set(judging.labels(theme, words, name, rule))
         }
-        if own:
-            found = judging.verdicts(scores, own, {name: rule})
-            parts.append(found if len(own) == len(themes) else found.filter(pl.col("theme") != judging.ANY))
+        found = judging.verdicts(scores, own, {name: rule})
+        whole = len(own) == len(themes) or judging.ANY in rule.labels
+        parts.append(found if whole else found.filter(pl.col("theme") != judging.ANY))
     return pl.concat(parts)
 
 
@@ -86,7 +87,11 @@ def labelled(verdicts: pl.DataFrame, truths: Truths, suite: str) -> pl.DataFrame
     schema: dict[str, Any] = {"image_id": pl.String, "theme": pl.String, "truth": pl.Boolean}
     known = pl.DataFrame(rows, schema=schema, orient="row")
     prompt = pl.concat_str([pl.lit(suite), "source", pl.col("prompt_id").cast(pl.String)], separator="/")
-    return verdicts.join(known, on=["image_id", "theme"]).drop_nulls("score").with_columns(prompt=prompt)
+    return (
+        verdicts.join(known, on=["image_id", "theme"])
+        .drop_nulls(["score", "unsafe"])
+        .with_columns(prompt=prompt)
+    )
 
 
 def numbers(part: pl.DataFrame, statistics: Statistics, seed: int) -> dict[str, Any]:
@@ -127,12 +132,9 @@ def rows_of(
 def exact(item: Input, themes: Mapping[str, Sequence[str]], rules: Mapping[str, Rule]) -> pl.DataFrame:
     """Verdicts on held-out renders with their labels."""
     scores = store.read_parquet(item.path)
-    truths: dict[str, dict[str, bool | None]] = defaultdict(dict)
-    shown = scores.filter(pl.col("label").str.starts_with("theme/")).select("image_id", "label", "truth")
-    for image_id, label, truth in shown.iter_rows():
-        truths[image_id][label.removeprefix("theme/")] = truth
-    whole = {image_id: with_any(found, list(themes)) for image_id, found in truths.items()}
-    return labelled(judged(scores, themes, rules), whole, "renders")
+    known = scores.select("image_id", *(pl.col(f"shows/{theme}").alias(theme) for theme in themes)).unique()
+    truths = {row.pop("image_id"): with_any(row, list(themes)) for row in known.iter_rows(named=True)}
+    return labelled(judged(scores, item.where["detector"], themes, rules), truths, "renders")
 
 
 def votes_of(files: Iterable[str]) -> tuple[list[Vote], dict[str, set[Place]]]:
@@ -170,9 +172,9 @@ def by_people(
         labels[image][theme] = label
     truths: dict[str, dict[str, dict[str, bool | None]]] = defaultdict(dict)
     images: dict[Place, str] = {}
-    for image, found in labels.items():
+    for image, known in labels.items():
         for key, image_id in places.get(image, ()):
-            truths[key][image_id] = with_any(found, list(themes))
+            truths[key][image_id] = with_any(known, list(themes))
             images[key, image_id] = image
     parts: dict[tuple[str, str], list[pl.DataFrame]] = defaultdict(list)
     matched: set[str] = set()
@@ -182,8 +184,9 @@ def by_people(
             scores = store.read_parquet(item.path)
             matched |= {images[key, i] for i in scores["image_id"].unique() if (key, i) in images}
             shown = ON_BASE if item.where["method"] == BASE else ON_ERASED
-            with_labels = labelled(judged(scores, themes, rules), truths[key], item.where["suite"])
-            parts[shown, item.where["detector"]].append(with_labels)
+            detector = item.where["detector"]
+            found = judged(scores, detector, themes, rules)
+            parts[shown, detector].append(labelled(found, truths[key], item.where["suite"]))
     return parts, len(matched)
 
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
-
 from palimpsest import store
+from palimpsest.detectors import contract
 from palimpsest.job import Job
 from palimpsest.specs import Detector, Rule
 from palimpsest.steps.score import judge_frame
@@ -15,7 +14,7 @@ def run(job: Job) -> None:
     import polars as pl
 
     spec = Detector(**job.args["detector"], batch=job.hints.get("batch", 64))
-    module = importlib.import_module(f"palimpsest.detectors.{spec.kind}")
+    module = contract.find(spec.kind)
     themes = job.args["themes"]
     images, truths = held_out(job.args["count"], job.args["seed"])
     unknown = sorted(set(themes) - set(truths[0]))
@@ -35,16 +34,13 @@ def run(job: Job) -> None:
         }
     )
     rules = {name: Rule(kind="joined", texts=texts) for name, texts in job.args["texts"].items()}
-    judge = module.load(spec)
+    judge = module.load(spec, contract.device())
     questions = module.questions(themes, rules, job.args["in_detail"])
     scores = judge_frame(judge, questions, frame, spec.batch)
-    shown = pl.DataFrame(
-        [
-            {"image_id": image_id, "label": f"theme/{theme}", "truth": truth[theme]}
-            for image_id, truth in zip(frame["image_id"], truths, strict=True)
-            for theme in themes
-        ],
-        schema={"image_id": pl.String, "label": pl.String, "truth": pl.Boolean},
-    )
-    table = scores.join(shown, on=["image_id", "label"], how="left", maintain_order="left")
+    # beside every score, whatever its label: detectors differ in what they are asked
+    known = {
+        f"shows/{theme}": pl.Series([truth[theme] for truth in truths], dtype=pl.Boolean) for theme in themes
+    }
+    shown = pl.DataFrame({"image_id": frame["image_id"], **known})
+    table = scores.join(shown, on="image_id", how="left", maintain_order="left")
     job.write_parquet(table, {"detector": judge.identity(), "questions": questions})
