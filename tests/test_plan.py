@@ -57,7 +57,7 @@ def test_a_threshold_moves_only_the_tables_and_the_report(base):
 
 def test_bootstrap_resamples_move_only_the_tables_and_the_report(base):
     after = built(statistics={"resamples": 300})
-    assert moved(base, after) == {"aggregate": 1, "classifiers": 1, "report": 1}
+    assert moved(base, after) == {"aggregate": 1, "classifiers": 1, "quality_table": 1, "report": 1}
 
 
 def test_the_batch_size_moves_nothing_but_the_reports_settings(base):

@@ -273,8 +273,8 @@ def test_the_plan_measures_benign_suites_only_and_one_measure_more_keeps_the_oth
         ),
         ({"real": {"cocoo": {"path": "a"}}}, r"'cocoo' is no suite; allowed: \['nsfw', 'coco'\]"),
         (
-            {"grd": {"uncased": {"detector": "parts", "target": ["a"], "other": ["b"]}}},
-            r"'parts' is no detector",
+            {"grd": {"uncased": {"detector": "pieces", "target": ["a"], "other": ["b"]}}},
+            r"'pieces' is no detector",
         ),
     ],
 )

@@ -124,6 +124,7 @@ def test_code_edited_during_a_run_fails_its_cells_and_stores_nothing(waiting) ->
     project.run().made(**REST)
 
 
+@pytest.mark.pipeline_slow
 def test_a_truncated_artifact_is_refused_by_name_and_made_again_alone(project: Project) -> None:
     scores = project.find("data/scores/sd/default/none/nsfw-0.vqa.*.parquet")
     whole = scores.read_bytes()
