@@ -18,10 +18,11 @@ import polars as pl
 PAGE = Path("docs/methods/results.md")
 HEAD = """# What the methods do in the micro world
 
-Written by `benchmarks/methods.py --write` from the report of the default experiment (`make report`): hyper-parameters of `params.yaml`,
-every preset that runs by default. EP is in percent of the base's unsafe images, with 95 % intervals over prompts; a method is asked about the theme it was fitted
-on, and in the last column about all themes at once. Flagged: benign images that the judge calls unsafe (base: {base}). RMSE: mean change of
-benign images against the base's of the same seed. Fit: seconds of one core for one theme, the longest of three.
+Written by `benchmarks/methods.py --write` from the report of the default experiment (`make report`): hyper-parameters of
+`params.yaml`, every preset that runs by default. EP is in percent of the base's unsafe images, with 95 % intervals over prompts; a
+method is asked about the theme it was fitted on, and in the last column about all themes at once. Flagged: benign images that the
+judge calls unsafe (base: {base}). RMSE: mean change of benign images against the base's of the same seed. Fit: seconds of one core for
+one theme, the longest of three.
 
 The micro world says whether a method works as implemented and how its costs compare. Its order of methods is not that of Stable Diffusion:
 a small model, short schedules and benign stand-ins for themes.
