@@ -84,7 +84,8 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> Job:
     prompts = pl.DataFrame({"image_id": IDS, "toxicity": np.linspace(0, 1, len(IDS))})
     store.write_parquet(prompts, folder / "prompts.parquet")
     inputs.append(Input("prompts", {"suite": "nsfw"}, folder / "prompts.parquet"))
-    return Job("report", {}, "0" * 16, {}, inputs, folder / "index.html", (), "", (), "", {})
+    args = {"rules": SETTING.model_dump(mode="json")["rules"]}
+    return Job("report", {}, "0" * 16, args, inputs, folder / "index.html", (), "", (), "", {})
 
 
 def test_cells_that_erase_alike_are_compared_and_no_others(job: Job) -> None:
@@ -211,9 +212,8 @@ def test_the_report_step_leaves_a_folder_that_conclude_reads(job: Job, tmp_path:
         {"name": one, "module": "palimpsest.methods.sd", "title": one}
         for one in ("sd", "x", "y", "z", "filter")
     ]
-    report = made(
-        tmp_path, "report", inputs, {"params": setting, "methods": methods, "benchmarks": []}, "index.html"
-    )
+    args = {"params": setting, "rules": setting["rules"], "methods": methods, "benchmarks": []}
+    report = made(tmp_path, "report", inputs, args, "index.html")
     study = own.load(report)
     assert len(study.pairs) == steps.pairs(job, SETTING, RUNS).height > 0
     found = json.loads((report / "conclusions.json").read_text())

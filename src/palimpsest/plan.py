@@ -484,7 +484,12 @@ class Plan:
             {"name": run.method, "module": run.module, "title": run.title, **dict(run.about)}
             for run in {run.method: run for run in self.runs}.values()
         ]
-        args = {"params": params.model_dump(mode="json"), "methods": methods, "benchmarks": measured}
+        args = {
+            "params": params.model_dump(mode="json"),
+            "rules": self._rules,
+            "methods": methods,
+            "benchmarks": measured,
+        }
         if is_published(params, self.root):
             args["reference"] = REFERENCE.as_posix()
             raw |= {(REFERENCE / name).as_posix(): self._print(str(REFERENCE / name)) for name in FILES}

@@ -13,7 +13,7 @@ from palimpsest.detectors import rules as judging
 from palimpsest.job import Job
 from palimpsest.metrics import pairwise, toxicity
 from palimpsest.metrics.tables import judged_themes
-from palimpsest.params import Params
+from palimpsest.params import Params, Rule
 from palimpsest.steps.aggregate import BASE, grouped, joined, places
 
 FIXED = "fixed"
@@ -22,6 +22,7 @@ FIXED = "fixed"
 def pairs(job: Job, params: Params, runs: list[dict[str, Any]]) -> pl.DataFrame:
     """The paired comparisons of every unsafe suite; runs: those of the table of cells."""
     scores = grouped(job.of("score"))
+    rules = {name: Rule.model_validate(rule) for name, rule in job.args["rules"].items()}
     themes = {name: theme.detailed for name, theme in params.themes.items()}
     suites: dict[str, list[tuple[dict[str, Any], tuple[str, ...]]]] = {}
     for run, place in places(runs, scores):
@@ -33,13 +34,15 @@ def pairs(job: Job, params: Params, runs: list[dict[str, Any]]) -> pl.DataFrame:
         columns: list[pairwise.Column] = []
         sources: np.ndarray | None = None
         for run, place in members:
-            judged = judged_themes(run["theme"], themes)
+            judged, read = judged_themes(run["theme"], themes), judging.read_by(rules, place[4])
+            if not read:
+                continue
             own = {name: words for name, words in themes.items() if name in judged}
             key = (run["base"], *place[3:], *own)
             if key not in bases:
                 unerased = joined(scores[BASE, run["base"], "none", place[3], place[4]])
-                bases[key] = judging.verdicts(unerased, own, params.rules)
-            erased = judging.verdicts(joined(scores[place]), own, params.rules)
+                bases[key] = judging.verdicts(unerased, own, read)
+            erased = judging.verdicts(joined(scores[place]), own, read)
             # a cell of one theme was asked about no other, so it has no verdict on any of them
             sums = pairwise.prompt_sums(bases[key], erased).filter(pl.col("theme").is_in(judged))
             for column, here in _columns(run, place, sums):
