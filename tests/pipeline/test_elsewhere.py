@@ -64,6 +64,7 @@ def overall(project: Project, method: str, suite: str) -> dict[str, object]:
     return kept.row(0, named=True)
 
 
+@pytest.mark.slow
 def test_filters_services_and_methods_that_do_not_apply_stand_in_one_report(tmp_path: Path) -> None:
     project = scenario(tmp_path)
     nothing = project.run()

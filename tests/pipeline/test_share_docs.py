@@ -24,6 +24,7 @@ def typed(page: str, project: Clone, address: Path) -> str:
     return project.sh(script)
 
 
+@pytest.mark.slow
 def test_share_results(tmp_path: Path) -> None:
     source = copied_origin(tmp_path / "source")
     address = source / "project.git"

@@ -100,6 +100,7 @@ def trap(folder: Path) -> Iterator[tuple[str, list[Any]]]:
             visitors.append(listener.accept())
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(bool(OBSTACLE), reason=OBSTACLE)
 def test_a_run_through_slurm_gives_the_keys_and_tables_of_a_local_run(tmp_path: Path) -> None:
     for name in ("local", "slurm"):
