@@ -22,7 +22,18 @@ from tests.pipeline.project import OVERLAY, ROOT, Project
 pytestmark = pytest.mark.pipeline_slow
 OBSTACLE = slurm.obstacle()
 HASTY = ("--slurm-init-seconds-before-status-checks", "1", "--seconds-between-status-checks", "1")
-GPU_RULES = {"suppression", "images", "masks", "erase", "generate", "score", "gates", "renders"}
+GPU_RULES = {
+    "suppression",
+    "images",
+    "masks",
+    "erase",
+    "generate",
+    "score",
+    "gates",
+    "renders",
+    "quality",
+    "real",
+}
 
 
 def profile(name: str) -> dict[str, Any]:
