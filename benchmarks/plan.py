@@ -26,6 +26,8 @@ from typing import Any
 
 import yaml
 
+from palimpsest.methods import registry
+
 ROOT = Path(__file__).parents[1]
 COPIED = ("src", "methods", "rules", "workflow", "profiles", "docs", "Snakefile", "params.yaml")
 LINKED = ("models/micro", "data/micro", "data/reference")
@@ -72,7 +74,7 @@ def more_presets(folder: Path) -> None:
     """Ablations in the methods' own settings files: every preset that is run, also at other strengths."""
     for path in folder.glob("*.yaml"):
         file = yaml.safe_load(path.read_text(encoding="utf-8"))
-        if file["method"] == "sd":
+        if "strength" not in registry.get(file["method"]).Settings.model_fields:
             continue
         for preset in list(file["run"]):
             for strength in (0.5, 0.75):
