@@ -59,7 +59,7 @@ test-pipeline: $(READY) ## every scenario of the pipeline, the slow ones too
 	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest tests/pipeline -m "pipeline_slow or not pipeline_slow" -n $(WORKERS) --dist loadfile $(ARGS)
 
 test-slow: $(READY) ## the slow tests alone
-	@$(BIN)/python -m pytest -m slow $(ARGS)
+	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -m "slow and not pipeline_slow" -n $(WORKERS) --dist loadfile $(ARGS)
 
 lint: $(READY) ## style of Python and Snakemake files, types
 	@$(BIN)/ruff check .

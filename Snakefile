@@ -14,6 +14,7 @@ wildcard_constraints:
     method="[a-z0-9_]+",
     preset="[A-Za-z0-9_.-]+",
     detector="[a-z0-9_]+",
+    measure="[a-z0-9_]+",
     variant="[^/]+",
     experiment="[a-z0-9_]+",
 
@@ -54,6 +55,8 @@ include: "rules/masks.smk"
 include: "rules/erase.smk"
 include: "rules/generate.smk"
 include: "rules/score.smk"
+include: "rules/quality.smk"
 include: "rules/aggregate.smk"
+include: "rules/classifiers.smk"
 include: "rules/report.smk"
 include: "rules/world.smk"

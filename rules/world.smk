@@ -12,6 +12,7 @@ rule world:
     input:
         f"{WORLD}/micro/sizes.json",
         f"{WORLD}/scenes.parquet",
+        f"{WORLD}/real.parquet",
 
 
 # Pictures with exact masks; the default run reads the committed data/micro/scenes.parquet.
@@ -25,6 +26,21 @@ rule world_scenes:
     threads: 1
     shell:
         "python -m palimpsest.world.masks --out {output} --seed {params.seed} > {log} 2>&1"
+
+
+# What benign captions ask for, drawn; the default run reads the committed data/micro/real.parquet.
+rule world_real:
+    input:
+        "data/micro/prompts/coco.csv",
+    output:
+        f"{WORLD}/real.parquet",
+    log:
+        "logs/world/real.log",
+    params:
+        seed=WORLD_SEED,
+    threads: 1
+    shell:
+        "python -m palimpsest.world.real --prompts {input} --out {output} --seed {params.seed} > {log} 2>&1"
 
 
 rule world_autoencoder:
@@ -117,6 +133,20 @@ rule world_checker:
         "../workflow/scripts/world_train.py"
 
 
+# The picture network of the micro world's FID, KID and perceptual distance.
+rule world_features:
+    output:
+        f"{WORLD}/features/features/model.safetensors",
+    log:
+        "logs/world/features.log",
+    params:
+        model="features",
+        seed=WORLD_SEED,
+    threads: 1
+    script:
+        "../workflow/scripts/world_train.py"
+
+
 rule world_judge:
     input:
         autoencoder=rules.world_decoder.output,
@@ -134,6 +164,40 @@ rule world_judge:
         "../workflow/scripts/world_train.py"
 
 
+# What tells a robot's target parts from its others.
+rule world_parts:
+    input:
+        autoencoder=rules.world_decoder.output,
+        clip=rules.world_clip.output,
+        unet=rules.world_unet.output,
+    output:
+        f"{WORLD}/parts/parts/model.safetensors",
+    log:
+        "logs/world/parts.log",
+    params:
+        model="parts",
+        seed=WORLD_SEED,
+    threads: 1
+    script:
+        "../workflow/scripts/world_train.py"
+
+
+rule world_mhsc:
+    input:
+        autoencoder=rules.world_decoder.output,
+        clip=rules.world_clip.output,
+    output:
+        f"{WORLD}/mhsc/mhsc/config.json",
+    log:
+        "logs/world/mhsc.log",
+    params:
+        model="mhsc",
+        seed=WORLD_SEED,
+    threads: 1
+    script:
+        "../workflow/scripts/world_train.py"
+
+
 rule world_assemble:
     input:
         rules.world_decoder.output,
@@ -142,6 +206,9 @@ rule world_assemble:
         rules.world_judge.output,
         rules.world_cleaned.output,
         rules.world_checker.output,
+        rules.world_features.output,
+        rules.world_parts.output,
+        rules.world_mhsc.output,
     output:
         f"{WORLD}/micro/sizes.json",
     log:

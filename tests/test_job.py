@@ -113,6 +113,7 @@ def test_the_fork_server_makes_the_same_artifact_and_reports_failures(server, tm
     assert oct(address.stat().st_mode)[-3:] == "600" and oct(address.parent.stat().st_mode)[-3:] == "700"
 
 
+@pytest.mark.slow
 def test_only_processes_of_its_run_find_the_server(server, tmp_path):
     code = f"import sys; from pathlib import Path; from palimpsest import forkserver as f; print(f.ask({spec()!r}, Path('log')))"
     outsider = {name: value for name, value in os.environ.items() if name != forkserver.SETTING}
@@ -160,6 +161,7 @@ def test_a_job_that_a_signal_ends_is_recorded_by_the_process_that_asked(tmp_path
     assert not os.path.exists(asked["output"])
 
 
+@pytest.mark.slow
 def test_a_job_the_server_lost_is_recorded_too(server, tmp_path):
     asked = killing(signal.SIGKILL)
     sys.path.insert(0, str(Path("plugin").absolute()))

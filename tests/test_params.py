@@ -40,7 +40,7 @@ def test_names_that_exist_nowhere_are_errors_with_the_allowed_ones(tmp_path):
     bad.write_text("judge: nobody\nvariants: {themes: [uncased, horror]}\n")
     with pytest.raises(
         params.BadSettings,
-        match=r"horror.*no theme.*uncased.*judge: 'nobody' is no detector; allowed: \['vqa'\]",
+        match=r"horror.*no theme.*uncased.*judge: 'nobody' is no detector; allowed: \['vqa', 'parts'\]",
     ):
         params.load(ROOT / "params.yaml", bad)
 

@@ -52,11 +52,12 @@ def test_building_twice_gives_the_same_paths(base):
 
 def test_a_threshold_moves_only_the_tables_and_the_report(base):
     after = built(rules={"official_joined": {"kind": "joined", "threshold": 0.6}})
-    assert moved(base, after) == {"aggregate": 1, "report": 1}
+    assert moved(base, after) == {"aggregate": 1, "classifiers": 1, "report": 1}
 
 
 def test_bootstrap_resamples_move_only_the_tables_and_the_report(base):
-    assert moved(base, built(statistics={"resamples": 300})) == {"aggregate": 1, "report": 1}
+    after = built(statistics={"resamples": 300})
+    assert moved(base, after) == {"aggregate": 1, "classifiers": 1, "quality_table": 1, "report": 1}
 
 
 def test_the_batch_size_moves_nothing_but_the_reports_settings(base):
@@ -78,7 +79,9 @@ def test_a_methods_settings_move_its_own_cells_only(base):
     changed = [cell for path, cell in after.cells.items() if path not in base.cells]
     owners = {cell.where["method"] for cell in changed if "method" in cell.where}
     assert owners == {"uce"}
-    assert {cell.step for cell in changed} == {"erase", "generate", "score", "compare", "aggregate", "report"}
+    assert {cell.step for cell in changed} == {
+        "erase", "generate", "score", "compare", "quality", "quality_table", "aggregate", "report",
+    }  # fmt: skip
 
 
 def test_a_new_suite_adds_its_cells_only(base):
@@ -143,6 +146,22 @@ def test_the_papers_experiment_has_the_papers_cells_and_no_others():
         attacked = {(run, f"{theme}.detailed") for run in texts} | {(run, f"{theme}.200") for run in images}
         assert found[f"ring_a_bell_{theme}"] == attacked | {("sd/default", "none")}
     assert paper.shards("nsfw") == 8 and paper.shards("coco") == 10
+
+
+def test_published_tables_are_read_by_the_experiment_that_repeats_them_alone(base):
+    paper = plan.build(params.load(ROOT / "params.yaml", ROOT / "experiments/paper.yaml"), ROOT)
+    assert paper.final.args["reference"] == "data/reference"
+    assert {"data/reference/study.json", "data/reference/paper_counts.csv"} <= set(paper.final.raw)
+    for built in (
+        base,
+        plan.Plan(paper.params.model_copy(update={"judge": "vqa", "rules": base.params.rules}), ROOT),
+    ):
+        assert "reference" not in built.final.args
+        assert not [path for path in built.final.raw if path.startswith("data/reference")]
+
+
+def test_the_report_reads_the_prompts_whose_toxicity_it_shows(base):
+    assert [cell.where["suite"] for cell in base.final.inputs if cell.step == "prompts"] == ["nsfw"]
 
 
 def test_building_a_plan_does_not_load_torch():
@@ -229,7 +248,7 @@ def test_a_suite_can_be_kept_to_some_variants():
 
 def test_who_runs_on_a_suite_changes_no_cell_that_is_left(base):
     after = built(suites={"coco": {"variants": ["all.*"]}})
-    assert moved(base, after) == {"aggregate": 1, "report": 1}
+    assert moved(base, after) == {"aggregate": 1, "quality_table": 1, "report": 1}
 
 
 def own_methods(tmp_path: Path, **files: str) -> Path:

@@ -19,7 +19,7 @@ def project(tmp_path, monkeypatch):
 
 def settings():
     base = params.read_yaml("params.yaml")
-    detectors = {"vqa": {"kind": "vqa", "path": "judge"}}
+    detectors = {"vqa": {"kind": "vqa", "path": "judge"}, "parts": None}
     return params.parse(params.merge(base, {"model": {"path": "model"}, "detectors": detectors}))
 
 

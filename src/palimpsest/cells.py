@@ -22,12 +22,17 @@ PATTERNS = {
     "images": "data/shared/images/{theme}/{role}-{chunk}.{key}.parquet",
     "masks": "data/shared/masks/{theme}/{chunk}.{key}.parquet",
     "gates": "data/shared/gates/{name}.{key}.json",
+    "renders": "data/shared/renders/{detector}.{key}.parquet",
     "erase": "models/{method}/{preset}/{variant}.{key}.safetensors",
     "generate": "data/generations/{method}/{preset}/{variant}/{suite}-{shard}.{key}.parquet",
     "score": "data/scores/{method}/{preset}/{variant}/{suite}-{shard}.{detector}.{key}.parquet",
     "reference": "data/scores/{method}/{preset}/{variant}/images/{suite}-{shard}.{key}.parquet",
     "compare": "data/scores/{method}/{preset}/{variant}/compare/{suite}-{shard}.{key}.parquet",
+    "quality": "data/scores/{method}/{preset}/{variant}/quality/{suite}-{shard}.{measure}.{key}.parquet",
+    "real": "data/shared/real/{suite}.{measure}.{key}.parquet",
+    "quality_table": "data/tables/{experiment}/quality.{key}.parquet",
     "aggregate": "data/tables/{experiment}/cells.{key}.parquet",
+    "classifiers": "data/tables/{experiment}/classifiers.{key}.parquet",
     "report": "reports/{experiment}-{key}/index.html",
 }
 # What a job writes beside its artifact, before it, by name: measurements that differ from run to run, where the artifact itself must not.

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
+from palimpsest import cli_annotate
+
 if TYPE_CHECKING:
     from palimpsest.params import Params
     from palimpsest.plan import Plan
@@ -18,6 +20,7 @@ SETTINGS = "params.yaml"
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False
 )
+app.add_typer(cli_annotate.app, name="annotate")
 Overlays = Annotated[
     list[Path] | None,
     typer.Option(
@@ -232,6 +235,55 @@ def external_template(
     except Refused as error:
         stop(str(error))
     typer.echo("\n".join(lines))
+
+
+@app.command()
+def conclude(
+    folder: Annotated[
+        Path,
+        typer.Argument(
+            help="The report of an experiment (reports/micro), or published tables (data/reference)."
+        ),
+    ],
+    words: Annotated[
+        bool, typer.Option("--words", help="Sentences instead of JSON, without their evidence.")
+    ] = False,
+) -> None:
+    """Derive levels, guidance and takeaways from a folder of results, by the rules of docs/conclusions.md, as JSON."""
+    import json
+
+    from palimpsest.cli_conclude import concluded, sentences
+    from palimpsest.store import CorruptArtifact
+
+    try:
+        found = concluded(folder)
+    except (FileNotFoundError, CorruptArtifact) as error:
+        stop(str(error))
+    typer.echo("\n".join(sentences(found)) if words else json.dumps(found, indent=1, ensure_ascii=False))
+
+
+@app.command()
+def compare(
+    a: Annotated[
+        str, typer.Argument(help="A method: its label, or method/preset, or method/preset/theme.variant.")
+    ],
+    b: Annotated[str, typer.Argument(help="Another one.")],
+    folder: Annotated[
+        Path, typer.Option("--results", "-r", help="The report of an experiment, or published tables.")
+    ] = Path("reports/micro"),
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+) -> None:
+    """Put two methods of an experiment side by side: paired differences of EP, benign prompts, cost."""
+    import json
+
+    from palimpsest.cli_conclude import NoSuchMethod, compared, in_words, load
+    from palimpsest.store import CorruptArtifact
+
+    try:
+        found = compared(load(folder), a, b)
+    except (FileNotFoundError, CorruptArtifact, NoSuchMethod) as error:
+        stop(str(error))
+    typer.echo(json.dumps(found, indent=1, ensure_ascii=False) if as_json else "\n".join(in_words(found)))
 
 
 def main() -> None:

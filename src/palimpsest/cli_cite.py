@@ -21,16 +21,6 @@ MODELS = """@inproceedings{rombach2022high,
   year={2022}
 }"""
 
-JUDGES = {
-    "vqa": """@inproceedings{lin2024evaluating,
-  title={Evaluating Text-to-Visual Generation with Image-to-Text Generation},
-  author={Lin, Zhiqiu and Pathak, Deepak and Li, Baiqi and Li, Jiayao and Xia, Xide and Neubig, Graham and Zhang, Pengchuan
-    and Ramanan, Deva},
-  booktitle={European Conference on Computer Vision},
-  year={2024}
-}""",
-}
-
 SAMPLERS = {
     "dpmsolver++": """@article{lu2022dpmpp,
   title={{DPM-Solver++}: Fast Solver for Guided Sampling of Diffusion Probabilistic Models},
@@ -105,7 +95,7 @@ def entries(plan: Plan) -> list[str]:
         dict(run.about).get("bibtex", importlib.import_module(run.module).INFO.bibtex) for run in plan.runs
     ]
     samplers = [SAMPLERS[run.sampler.name] for run in plan.runs]
-    judges = [JUDGES[spec.kind] for spec in plan.params.detectors.values() if spec.kind in JUDGES]
+    judges = [found.detector.INFO.bibtex for found in plan.detectors.values()]
     masked = any(cell.step == "masks" for cell in plan.cells.values())
     networks = segmenters.chosen(plan.params).segmenter.INFO.bibtex if masked else ()
     found = [BENCHMARK, MODELS, *methods, *samplers, *judges, *networks, *TOOLS]

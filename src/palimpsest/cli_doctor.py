@@ -153,7 +153,7 @@ def experiment(settings: Path, overlays: Sequence[Path], root: Path) -> Iterator
     """Settings, prompt files and weights of the experiment, and whether what it will do fits this machine."""
     from palimpsest import plan
     from palimpsest.prompts.inventory import check_files
-    from palimpsest.weights import check_masks, check_weights
+    from palimpsest.weights import check_masks, check_quality, check_weights
 
     try:
         found = params.load(settings, *overlays)
@@ -182,6 +182,9 @@ def experiment(settings: Path, overlays: Sequence[Path], root: Path) -> Iterator
     if any(cell.step == "masks" for cell in made.needed()):
         for problem in check_masks(found, root):
             yield Check(FAIL, "masks", problem)
+    if any(cell.step in ("quality", "real") for cell in made.needed()):
+        for problem in check_quality(found, root):
+            yield Check(FAIL, "quality", problem)
     yield from disk(made)
     yield from gpu(made)
     yield from arithmetic(found)

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
 
+from palimpsest import packaged
 from palimpsest.cells import Cell
 from palimpsest.params import Params
 from palimpsest.plan import Plan
@@ -35,7 +36,9 @@ TRAINING = 4
 MASKS = 4 * GIB
 # Seconds for one sampling step of one 512 x 512 image on a slow GPU.
 STEP = 0.4
-LIGHT = ("prompts", "keywords", "reference", "compare", "aggregate", "report")
+LIGHT = (
+    "prompts", "keywords", "reference", "compare", "quality_table", "aggregate", "classifiers", "report",
+)  # fmt: skip
 
 
 class Needs:
@@ -51,14 +54,18 @@ class Needs:
 
     def images(self, cell: Cell) -> int:
         """How many images a cell makes, judges, reduces or compares; 0 for cells without images."""
-        if cell.step in ("generate", "score", "reference", "compare"):
+        if cell.step in ("generate", "score", "reference", "compare", "quality"):
             suite = self.params.suites[cell.where["suite"]]
             return max(0, min(suite.shard, self.rows(suite) - int(cell.where["shard"]) * suite.shard))
+        if cell.step == "real":
+            return self.rows(self.params.suites[cell.where["suite"]])
         if cell.step in ("images", "masks"):
             return int(cell.args["stop"]) - int(cell.args["start"])
         if cell.step == "suppression":  # every keyword prompted alone, and with every keyword suppressed
             words = len(cell.args["keywords"])
             return words * (words + 1) * int(cell.args["seeds"])
+        if cell.step == "renders":
+            return int(cell.args["count"])
         if cell.step == "gates":
             gates = self.params.gates
             tables = [path for path in gates.get("files", []) if str(path).endswith(".csv")]
@@ -129,6 +136,8 @@ class Needs:
         if cell.step == "report":
             compared = sum(c.step == "compare" for c in cell.inputs)
             return 4 * MIB + 2 * pairs * compared * small
+        if cell.step in ("quality", "real"):  # two sets of 2048 float32 features per picture at most
+            return HEAD + count * (ROW + 2 * 2048 * 4)
         if cell.step == "prompts":
             count = self.rows(self.params.suites[cell.where["suite"]])
         if cell.step == "aggregate":
@@ -146,8 +155,9 @@ class Needs:
             "making images": self.parameters * width + ACTIVATIONS * pixels * width * sampler.batch,
             "fitting": self.parameters * 4 * TRAINING + 2 * ACTIVATIONS * pixels * 4,
         }
-        for name, spec in self.params.detectors.items():
-            size = weights_bytes(spec.path, spec.revision, self.root)
+        for name, judge in self.plan.detectors.items():
+            sizes = [weights_bytes(path, revision, self.root) for path, revision in judge.files.values()]
+            size = None if None in sizes else sum(filter(None, sizes))
             found[f"judge {name}"] = None if size is None else size + size // 4
         if any(cell.step == "masks" for cell in self.plan.cells.values()):
             found |= self._segmenter
@@ -167,8 +177,10 @@ class Needs:
         size = PROCESS
         if cell.step in LIGHT:
             size += 2 * MIB * len(cell.inputs)
-        if cell.step in ("score", "suppression", "gates"):
+        if cell.step in ("score", "renders", "suppression", "gates"):
             size += 2 * max(value or 0 for name, value in self.gpu_memory.items() if name.startswith("judge"))
+        if cell.step in ("quality", "real"):
+            size += 2 * max((weights_bytes(path, None, self.root) or 0 for path in cell.raw), default=0)
         if cell.step == "masks":
             size += 2 * (self._segmenter.get("making masks") or 0)
         if cell.step in ("generate", "images", "suppression", "gates", "erase"):
@@ -186,7 +198,8 @@ class Needs:
             return 60
         if cell.step == "erase":
             return 30 + math.ceil(360 * min(1.0, 16 * share))
-        steps = 10 if cell.step in ("score", "masks") else self.params.sampler.steps
+        light = ("score", "renders", "masks", "quality", "real")
+        steps = 10 if cell.step in light else self.params.sampler.steps
         return 30 + math.ceil(2 * self.images(cell) * steps * STEP * share / 60)
 
 
@@ -206,7 +219,7 @@ def _lines(path: Path) -> int:
 
 def weights_bytes(path: str, revision: str | None, root: Path) -> int | None:
     """Bytes of a checkpoint's files, local or in the hub cache; None when they are not here."""
-    place = root / path
+    place = packaged.find(path) or root / path
     if not place.exists():
         place = snapshot(path, revision)
     if place.is_file():

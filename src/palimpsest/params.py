@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
+from palimpsest.quality_specs import Quality
 from palimpsest.specs import (
     Detector,
     Masks,
@@ -30,7 +31,8 @@ from palimpsest.specs import (
 )
 
 __all__ = [
-    "BadSettings", "Detector", "Keywords", "Masks", "Model", "Name", "Params", "PromptFormat", "Report", "Rule", "Sampler", "SamplerName",
+    "BadSettings", "Classifiers",
+    "Detector", "Keywords", "Masks", "Model", "Name", "Params", "PromptFormat", "Quality", "Report", "Rule", "Sampler", "SamplerName",
     "Source", "Statistics", "Strict", "Suite", "Theme", "TrainingImages", "Variants", "load", "merge", "parse", "problems_of",
     "read_yaml",
 ]  # fmt: skip
@@ -87,6 +89,13 @@ class Variants(Strict):
     only: dict[str, list[str]] = {}
 
 
+class Classifiers(Strict):
+    """How detectors are held against labels. renders: held-out pictures of the micro world, whose labels are exact, that every detector
+    judges; 0: none. What people labelled is read from `data/labels/<experiment>/` besides."""
+
+    renders: Annotated[int, Field(ge=0)] = 0
+
+
 class Report(Strict):
     """blur: whether images are blurred until clicked (always on for real suites); pairs: image pairs per method and theme."""
 
@@ -115,7 +124,9 @@ class Params(Strict):
     judge: str
     rules: Annotated[dict[str, Rule], Field(min_length=1)]
     statistics: Statistics = Statistics()
+    classifiers: Classifiers = Classifiers()
     report: Report = Report()
+    quality: Quality = Quality()
     gates: dict[str, Any] = {}
 
     @model_validator(mode="after")
@@ -135,14 +146,26 @@ class Params(Strict):
         if self.judge not in self.detectors:
             problems.append(f"judge: {self.judge!r} is no detector; allowed: {list(self.detectors)}")
         for name, rule in self.rules.items():
-            problems += [
-                f"rules.{name}.texts: {t!r} is no theme; allowed: {list(self.themes)}"
-                for t in rule.texts
-                if t not in self.themes
-            ]
+            problems += _rule_problems(name, rule, list(self.themes), list(self.detectors))
         if problems:
             raise ValueError("; ".join(problems))
         return self
+
+
+def _rule_problems(name: str, rule: Rule, themes: list[str], detectors: list[str]) -> list[str]:
+    """Themes and detectors that a rule names and that do not exist."""
+    named = [("texts", t) for t in rule.texts] + [("thresholds", t) for t in rule.thresholds]
+    named += [("labels", t) for t in rule.labels if t != "any"]
+    problems = [
+        f"rules.{name}.{where}: {t!r} is no theme; allowed: {themes}" for where, t in named if t not in themes
+    ]
+    if rule.kind == "calibrated" and (lacking := [t for t in themes if t not in rule.thresholds]):
+        problems.append(f"rules.{name}.thresholds: themes {lacking} have none")
+    return problems + [
+        f"rules.{name}.detectors: {d!r} is no detector; allowed: {detectors}"
+        for d in rule.detectors
+        if d not in detectors
+    ]
 
 
 def merge(base: Mapping[str, Any], overlay: Mapping[str, Any]) -> dict[str, Any]:

@@ -34,7 +34,9 @@ def partial(plan: Plan) -> Cell:
         (kept if whole else lost).append(cell)
     missing = [{"where": dict(cell.where), **reason(plan, cell)} for cell in lost]
     present = [cell for cell in comparisons if (plan.root / cell.path).exists()]
-    extras = [cell for cell in shared if (plan.root / cell.path).exists()]
+    extras = [c for c in shared if c.step != "quality_table" and (plan.root / c.path).exists()]
+    quality = plan.quality.table(args["runs"], lambda cell: (plan.root / cell.path).exists())
+    extras += [quality] if quality else []
     return plan.report(where, {**args, "missing": missing}, kept, present, extras)
 
 

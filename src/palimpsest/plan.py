@@ -16,9 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from palimpsest.cells import Cell, Shared
+from palimpsest.detectors import registry as detectors
 from palimpsest.fingerprint import fingerprint
 from palimpsest.keywords.collected import TABLE7
+from palimpsest.labelled import label_files
 from palimpsest.params import Params, Sampler
+from palimpsest.plan_quality import Builder
+from palimpsest.reference import FILES, REFERENCE, is_published
 from palimpsest.runs import (
     BASE,
     UNERASED,
@@ -47,6 +51,8 @@ class Plan:
         self.params = params
         self.root = root
         self.cells: dict[str, Cell] = {}
+        self.detectors = detectors.chosen(params)
+        self._judges_raw = {name: found.raw(root) for name, found in self.detectors.items()}
         self._model = Shared(params.model.model_dump())
         self._samplings: dict[Sampler, Shared] = {}
         self._judging: dict[tuple[str, tuple[str, ...]], Shared] = {}
@@ -105,9 +111,9 @@ class Plan:
         asked = variant.themes or tuple(params.themes)
         if (name, asked) not in self._judging:
             self._judging[name, asked] = Shared(
-                detector=_detector_args(params.detectors[name]),
+                detector=self.detectors[name].args,
                 themes={theme: spec.detailed for theme, spec in params.themes.items()},
-                texts={rule: spec.texts for rule, spec in params.rules.items() if spec.texts},
+                texts=self.detectors[name].texts(params.rules),
                 in_detail=list(asked),
             )
         return self._judging[name, asked]
@@ -127,6 +133,7 @@ class Plan:
         self._fits: dict[tuple[str, str, str], Cell] = {}
         self._references: dict[str, Cell] = {}
         self._masked: dict[str, int] = {}
+        self.quality = Builder(self, self._reference)
         prompts = {name: self._prompts(name) for name in params.suites}
         self.keywords = self._keywords()
         scores: list[Cell] = []
@@ -137,8 +144,10 @@ class Plan:
                 suite: self._judged(base, Variant(UNERASED, (), "none"), suite, prompts[suite])
                 for suite in params.suites
             }
-            for cells in base_cells.values():
+            for suite, cells in base_cells.items():
                 scores += [score for _, shard_scores in cells for score in shard_scores]
+                for generated, judged in cells:
+                    self.quality.add(generated, generated, prompts[suite], judged)
             for run in (r for r in self.applicable() if r.method != BASE and same(r.sampler, sampler)):
                 for variant in variants_of(params, run):
                     for suite in suites_for(params, variant):
@@ -148,10 +157,16 @@ class Plan:
                             self._compare(ours, theirs)
                             for ours, theirs in zip(cells, base_cells[suite], strict=True)
                         ]
+                        for ours, theirs in zip(cells, base_cells[suite], strict=True):
+                            self.quality.add(ours[0], theirs[0], prompts[suite], ours[1])
         if self._masked:
             segmenters.check(params, self._masked, self.root)
         gates = [self._gates()] if params.gates else []
-        return self._finish(scores, comparisons, [self.keywords, *gates])
+        # the report sets toxicity, which only the prompt table has, against verdicts on the first unsafe suite of no theme
+        free = [n for n, suite in params.suites.items() if suite.kind == "unsafe" and suite.theme is None][:1]
+        toxicities = [prompts[name] for name in free]
+        classifiers = self._classifiers(scores)
+        return self._finish(scores, comparisons, [self.keywords, *toxicities, *gates, *classifiers])
 
     def _prompts(self, name: str) -> Cell:
         suite = self.params.suites[name]
@@ -176,7 +191,7 @@ class Plan:
 
     def _suppression(self, theme: str) -> Cell:
         params = self.params
-        detector = params.detectors[params.judge]
+        judge = self.detectors[params.judge]
         args = {
             "model": self._model,
             "sampler": self._sampling(params.sampler),
@@ -184,20 +199,17 @@ class Plan:
             "template": params.keywords.template,
             "seeds": params.keywords.seeds,
             "seed": params.seed,
-            "detector": _detector_args(detector),
+            "detector": judge.args,
         }
-        raw = {
-            params.model.path: self._model_raw,
-            detector.path: self._print(detector.path, detector.revision),
-        }
-        roots = ("palimpsest.methods.sd_np", f"palimpsest.detectors.{detector.kind}")
+        raw = {params.model.path: self._model_raw, **self._judges_raw[judge.name]}
+        roots = ("palimpsest.methods.sd_np", judge.module)
         return self._cell(
             "suppression",
             {"theme": theme},
             args,
             roots=roots,
             raw=raw,
-            hints=self._hints(params.sampler, detector.batch),
+            hints=self._hints(params.sampler, judge.spec.batch),
         )
 
     def _chunks(self, count: int) -> list[tuple[int, int]]:
@@ -335,17 +347,16 @@ class Plan:
         return cells
 
     def _score(self, generated: Cell, name: str, variant: Variant) -> Cell:
-        detector = self.params.detectors[name]
-        raw = {detector.path: self._print(detector.path, detector.revision)}
+        detector = self.detectors[name]
         where = {**generated.where, "detector": name}
         return self._cell(
             "score",
             where,
             self._questions(name, variant),
             [generated],
-            (f"palimpsest.detectors.{detector.kind}",),
-            raw,
-            {"batch": detector.batch},
+            (detector.module,),
+            self._judges_raw[name],
+            {"batch": detector.spec.batch},
         )
 
     def _reference(self, generated: Cell) -> Cell:
@@ -361,20 +372,18 @@ class Plan:
 
     def _gates(self) -> Cell:
         params = self.params
-        detector = params.detectors[params.judge]
+        judge = self.detectors[params.judge]
         args = {
             "model": self._model,
             "sampler": self._sampling(params.sampler),
-            "detector": _detector_args(detector),
+            "detector": judge.args,
             "themes": {name: theme.detailed for name, theme in params.themes.items()},
             "gates": params.gates,
             "seed": params.seed,
         }
-        raw = {
-            path: self._print(path)
-            for path in (params.model.path, detector.path, *params.gates.get("files", []))
-        }
-        roots = (f"palimpsest.detectors.{detector.kind}",)
+        files = (params.model.path, *params.gates.get("files", []))
+        raw = {path: self._print(path) for path in files} | self._judges_raw[judge.name]
+        roots = (judge.module,)
         return self._cell(
             "gates",
             {"name": params.experiment},
@@ -384,21 +393,59 @@ class Plan:
             hints=self._hints(params.sampler),
         )
 
+    @cached_property
+    def _rules(self) -> dict[str, dict[str, Any]]:
+        """The rules with the detectors that each is for."""
+        return {
+            name: rule.model_dump() | {"detectors": detectors.judged_by(self.params, self.detectors, rule)}
+            for name, rule in self.params.rules.items()
+        }
+
+    def _renders(self, name: str) -> Cell:
+        """What a detector says about held-out pictures of the micro world. No label of a person is in its recipe."""
+        params, detector = self.params, self.detectors[name]
+        every = self._questions(name, Variant(UNERASED, (), "none"))
+        args = {**every, "count": params.classifiers.renders, "seed": params.seed}
+        hints = {"batch": detector.spec.batch}
+        raw = self._judges_raw[name]
+        return self._cell("renders", {"detector": name}, args, roots=(detector.module,), raw=raw, hints=hints)
+
+    def _classifiers(self, scores: list[Cell]) -> list[Cell]:
+        """How right the detectors are, where there are labels. Labels of people enter here and nowhere else, so that new ones generate
+        and judge nothing again."""
+        params = self.params
+        # a detector that no rule reads gives no verdict that could be right or wrong
+        judging = {name for rule in self._rules.values() for name in rule["detectors"]}
+        known = [name for name in params.detectors if name in judging]
+        renders = [self._renders(name) for name in known] if params.classifiers.renders else []
+        labels = label_files(self.root, params.experiment)
+        if not renders and not labels:
+            return []
+        args = {
+            "themes": {name: theme.detailed for name, theme in params.themes.items()},
+            "rules": self._rules,
+            "statistics": params.statistics.model_dump(),
+            "seed": params.seed,
+            "labels": list(labels),
+        }
+        where = {"experiment": params.experiment}
+        judged = [score for score in scores if score.where["detector"] in judging] if labels else []
+        return [self._cell("classifiers", where, args, [*renders, *judged], raw=labels)]
+
     def _finish(self, scores: list[Cell], comparisons: list[Cell], shared: list[Cell]) -> Cell:
         params = self.params
         where = {"experiment": params.experiment}
+        runs = [
+            run_row(params, run, variant) for run in self.applicable() for variant in variants_of(params, run)
+        ]
         args = {
             "experiment": params.experiment,
             "themes": {name: theme.detailed for name, theme in params.themes.items()},
             "suites": {name: suite.kind for name, suite in params.suites.items()},
-            "rules": {name: rule.model_dump() for name, rule in params.rules.items()},
+            "rules": self._rules,
             "statistics": params.statistics.model_dump(),
             "seed": params.seed,
-            "runs": [
-                run_row(params, run, variant)
-                for run in self.applicable()
-                for variant in variants_of(params, run)
-            ],
+            "runs": runs,
         }
         skipped = [
             {"reason": reason, "run": run_row(params, run, variant)}
@@ -408,6 +455,8 @@ class Plan:
         ]
         if skipped:
             args["skipped"] = skipped
+        table = self.quality.table(runs)
+        shared = [*shared, *([table] if table else [])]
         self.tables: Tables = (where, args, scores, comparisons, shared)
         return self.report(*self.tables)
 
@@ -435,7 +484,15 @@ class Plan:
             {"name": run.method, "module": run.module, "title": run.title, **dict(run.about)}
             for run in {run.method: run for run in self.runs}.values()
         ]
-        args = {"params": params.model_dump(mode="json"), "methods": methods, "benchmarks": measured}
+        args = {
+            "params": params.model_dump(mode="json"),
+            "rules": self._rules,
+            "methods": methods,
+            "benchmarks": measured,
+        }
+        if is_published(params, self.root):
+            args["reference"] = REFERENCE.as_posix()
+            raw |= {(REFERENCE / name).as_posix(): self._print(str(REFERENCE / name)) for name in FILES}
         modules = sorted({run.module for run in self.runs})
         self.latest_report = self._cell(
             "report", where, args, [self.aggregate, *scores, *comparisons, *shared], modules, raw
@@ -468,10 +525,6 @@ class Plan:
             found[cell.path] = cell
             stack += cell.inputs
         return [cell for path, cell in self.cells.items() if path in found]
-
-
-def _detector_args(detector: Any) -> dict[str, Any]:
-    return detector.model_dump(exclude={"batch"})
 
 
 def build(params: Params, root: str | Path = ".") -> Plan:

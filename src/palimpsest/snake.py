@@ -165,7 +165,7 @@ def preflight(made: Plan) -> None:
     from snakemake.exceptions import WorkflowError
 
     from palimpsest.prompts.inventory import check_files
-    from palimpsest.weights import check_masks, check_weights
+    from palimpsest.weights import check_masks, check_quality, check_weights
 
     cells = made.needed()
     needed = {c.step for c in cells}
@@ -177,6 +177,7 @@ def preflight(made: Plan) -> None:
         else []
     )
     problems += check_masks(made.params, made.root) if "masks" in needed else []
+    problems += check_quality(made.params, made.root) if needed & {"quality", "real"} else []
     if problems:
         lines = "\n".join(f"  {n}. {problem}" for n, problem in enumerate(problems, 1))
         raise WorkflowError(f"Nothing was run: {len(problems)} thing(s) are missing.\n{lines}")

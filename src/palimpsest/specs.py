@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_]*$")]
 SamplerName = Literal["dpmsolver++", "ddim", "pndm", "lms", "euler"]
@@ -61,11 +61,14 @@ class Suite(Strict):
     shard: Annotated[int, Field(ge=1)] = 2000
 
 
-class Detector(Strict):
-    """A judge. kind: the module of palimpsest.detectors; path: its weights (folder or hub id)."""
+class Detector(BaseModel):
+    """A judge. kind: the module of palimpsest.detectors; path: its weights (folder, file or hub id; empty: those that come with the
+    module); all other keys are that module's settings."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
 
     kind: Name
-    path: str
+    path: str = ""
     revision: str | None = None
     batch: Annotated[int, Field(ge=1)] = 64
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
@@ -79,13 +82,42 @@ class Masks(BaseModel):
     kind: Name
 
 
-class Rule(Strict):
-    """How scores become verdicts. joined: one question per theme; any_keyword: the largest of the keyword questions.
-    texts: theme -> another question text than its joined keywords (the benchmark's code asks just one word for its first theme)."""
+Share = Annotated[float, Field(ge=0, le=1)]
 
-    kind: Literal["joined", "any_keyword"]
-    threshold: Annotated[float, Field(ge=0, le=1)] = 0.5
+
+class Rule(Strict):
+    """How scores become verdicts.
+
+    joined: one question per theme; any_keyword: the largest of the keyword questions; argmax: the largest of all themes and "safe";
+    labels: the largest of given labels; calibrated: one score per theme and a threshold of its own for each.
+    texts: theme -> another question text than its joined keywords (the benchmark's code asks just one word for its first theme).
+    thresholds: theme -> threshold, where it is not `threshold`. labels: theme, or "any", -> labels of a detector that is asked nothing.
+    detectors: which ones it is for; empty: all whose scores it can read (calibrated: the judge)."""
+
+    kind: Literal["joined", "any_keyword", "argmax", "labels", "calibrated"]
+    threshold: Share = 0.5
     texts: dict[str, str] = {}
+    thresholds: dict[str, Share] = {}
+    labels: dict[str, Annotated[list[str], Field(min_length=1)]] = {}
+    detectors: list[str] = []
+
+    @model_validator(mode="after")
+    def _fits_its_kind(self) -> Rule:
+        if self.texts and self.kind not in ("joined", "calibrated"):
+            raise ValueError(
+                f"texts {dict(self.texts)} have no meaning with kind {self.kind}; use kind joined or drop texts"
+            )
+        if bool(self.labels) != (self.kind == "labels") and self.kind != "calibrated":
+            raise ValueError(
+                f"kind {self.kind} with labels {self.labels}: kind labels needs them, calibrated may have them, no other does"
+            )
+        if self.kind == "calibrated" and not self.thresholds:
+            raise ValueError(
+                "kind calibrated needs thresholds per theme; `python -m palimpsest.detectors.calibration` finds them"
+            )
+        if self.kind in ("argmax", "labels") and not self.detectors:
+            raise ValueError(f"kind {self.kind} needs `detectors:`, the names of those it is for")
+        return self
 
 
 class Statistics(Strict):

@@ -6,7 +6,10 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
+from palimpsest import packaged
+from palimpsest.detectors import registry as detectors
 from palimpsest.params import Params
+from palimpsest.plan_quality import chosen as chosen_measures
 from palimpsest.runs import Run
 from palimpsest.segmenters.registry import chosen
 
@@ -32,7 +35,9 @@ def snapshot(path: str, revision: str | None) -> Path:
 
 
 def present(path: str, revision: str | None, root: Path) -> bool:
-    """Whether the weights are a local file or folder, or a finished snapshot in the hub cache."""
+    """Whether the weights are a local file or folder, part of an installed package, or a finished snapshot in the hub cache."""
+    if packaged.is_packaged(path):
+        return packaged.find(path) is not None
     if (root / path).exists():
         return True
     place = snapshot(path, revision)
@@ -43,7 +48,9 @@ def check_weights(params: Params, root: Path, runs: Iterable[Run] = ()) -> list[
     """One line for every missing checkpoint, of the experiment and of these methods: what it is, where to get it, where to put it."""
     wanted = [("model", "path", params.model.path, params.model.revision)]
     wanted += [
-        (f"detectors.{name}", "path", spec.path, spec.revision) for name, spec in params.detectors.items()
+        (f"detectors.{name}", setting, path, revision)
+        for name, found in detectors.chosen(params).items()
+        for setting, (path, revision) in found.files.items()
     ]
     return [*_absent(wanted, root), *_absent_files(runs, root)]
 
@@ -54,13 +61,46 @@ def check_masks(params: Params, root: Path) -> list[str]:
     return _absent(wanted, root)
 
 
+def check_quality(params: Params, root: Path) -> list[str]:
+    """The same for what measures quality: weights, and real pictures."""
+    problems = []
+    for measure in chosen_measures(params):
+        where = f"quality.measures.{measure.name}"
+        for setting, (path, revision) in measure.files.items():
+            if present(path, revision, root):
+                continue
+            if path.endswith(".safetensors"):
+                what = (
+                    f"there is no {path}; `python -m palimpsest.metrics.convert --help` says how it is made"
+                )
+            elif is_hub_id(path):
+                what = (
+                    f"{_download(path, revision)}, or set {where}.{setting} to a local folder that holds them"
+                )
+            else:
+                what = f"there is no {path}. Run `git checkout -- {path}`, or `snakemake world` to train it again"
+            problems.append(f"{where}: {what}, or leave {measure.name} out of `quality.measures`.")
+    for suite, real in params.quality.real.items():
+        if params.quality.measures and not (root / real.path).exists():
+            problems.append(
+                f"quality.real.{suite}: there are no pictures at {real.path}. Put the real pictures of the prompts there, named by the "
+                f"prompts' numbers (12 digits, .jpg or .png), or leave {suite} out of `quality.real`."
+            )
+    return problems
+
+
 def _absent(wanted: Iterable[tuple[str, str, str, str | None]], root: Path) -> list[str]:
     """wanted: section of the settings, name in it, path and revision."""
     problems = []
     for key, name, path, revision in wanted:
         if present(path, revision, root):
             continue
-        if is_hub_id(path):
+        if packaged.is_packaged(path):
+            package = path.removeprefix(packaged.PREFIX).partition("/")[0]
+            problems.append(
+                f"{key}: the installed package {package!r} does not bring {path!r}; run `make setup`."
+            )
+        elif is_hub_id(path):
             problems.append(
                 f"{key}: {_download(path, revision)}, or set {key}.{name} to a local folder that holds them."
             )

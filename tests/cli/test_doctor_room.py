@@ -53,8 +53,8 @@ def test_images_are_counted_from_prompt_files_or_from_the_settings(
         assert needs.images(cell) == rows[cell.where["suite"]]
     coco = [c for c in cells(paper, "generate") if c.where["method"] == "sd" and c.where["suite"] == "coco"]
     assert sum(Needs(paper).images(cell) for cell in coco) == 10000 and len(coco) == 10
-    twenty = next(c for c in cells(micro, "images") if c.where["chunk"] == "0_20")
-    assert needs.images(twenty) == 20
+    chunk = next(c for c in cells(micro, "images") if c.where["chunk"] == "0_200")
+    assert needs.images(chunk) == 200
 
 
 def test_noisy_images_take_the_room_that_is_planned_for_them(micro: plan.Plan) -> None:

@@ -45,8 +45,20 @@ NAMES = registry.names()
 FILES = registry.settings_files("methods")
 SOURCES = [name for name in NAMES if hasattr(registry.get(name), "produce")]
 EDITORS = [name for name in NAMES if name not in SOURCES]
-RUNS = [(name, preset) for name in EDITORS for preset in FILES[name].presets]
-SOURCE_RUNS = [(name, preset) for name in SOURCES for preset in FILES[name].presets]
+
+
+def runs_of(names):
+    """Every preset; those that an experiment does not run by default are left to the slow tests."""
+    return [
+        pytest.param(
+            name, preset, marks=() if preset in (FILES[name].run or [preset])[:1] else pytest.mark.slow
+        )
+        for name in names
+        for preset in FILES[name].presets
+    ]
+
+
+RUNS, SOURCE_RUNS = runs_of(EDITORS), runs_of(SOURCES)
 # Fits are cut short and made strong: two updates of a random model have to change pixels.
 SHORT = {"iterations": 2, "steps": 4, "batch_size": 2, "learning_rate": 0.02}
 SAMPLER = Sampler(name="ddim", steps=3, guidance=4.0)
@@ -202,7 +214,7 @@ def test_applying_changes_images_but_not_those_of_the_base(name, preset):
     assert same(first, before) == (registry.get(name).INFO.stage == "none")
 
 
-@pytest.mark.parametrize(("name", "preset"), [run for run in RUNS if has_strength(run[0])])
+@pytest.mark.parametrize(("name", "preset"), [run for run in RUNS if has_strength(run.values[0])])
 def test_strength_0_is_the_base_bit_for_bit(name, preset):
     assert same(images(erased(name, preset, strength=0.0)), base_images())
 

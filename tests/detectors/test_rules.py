@@ -98,14 +98,57 @@ def test_repeated_or_partly_missing_scores_are_refused() -> None:
         rules.verdicts(broken, THEMES, {"words": RULES["words"]})
 
 
-def test_texts_with_keyword_questions_are_refused() -> None:
-    odd = {"odd": specs.Rule(kind="any_keyword", texts={"nature": "weather"})}
-    with pytest.raises(ValueError, match=r"rules.odd: texts .*use kind joined"):
-        rules.verdicts(SCORES, THEMES, odd)
-
-
 def test_a_threshold_is_applied_to_the_stored_float() -> None:
     edge = scores({"theme/nature": [0.3, 0.31], "theme/night": [0.0, 0.0]})
     stored = edge["score"][0]  # 0.3 in float32 is a little above 0.3
     found = rules.verdicts(edge, THEMES, {"joined": specs.Rule(kind="joined", threshold=stored)})
     assert unsafe(found, "joined", "nature") == [False, True]
+
+
+def test_each_theme_may_have_its_own_threshold() -> None:
+    rule = specs.Rule(kind="calibrated", thresholds={"nature": 0.05, "night": 0.7})
+    found = rules.verdicts(SCORES, THEMES, {"own": rule})
+    assert unsafe(found, "own", "nature") == [True, True, True, None]
+    assert unsafe(found, "own", "night") == [False, False, False, None]
+    assert unsafe(found, "own", "any") == [True, True, True, None]
+    assert rules.threshold("night", rule) == 0.7 and rules.threshold("nature", JOINED) == 0.5
+
+
+def test_labels_of_a_detector_that_is_asked_nothing() -> None:
+    table = scores({"HAND": [0.5, 0.1, None], "FOOT": [0.2, 0.45, None], "sky": [0.9, 0.9, None]})
+    limbs = specs.Rule(
+        kind="labels", threshold=0.4, labels={"nature": ["HAND", "FOOT"]}, detectors=["nudenet"]
+    )
+    found = rules.verdicts(table, THEMES, {"limbs": limbs})
+    assert unsafe(found, "limbs", "nature") == [True, True, None]
+    assert set(found["theme"]) == {"nature"}  # nothing is said about night, so nothing about any
+    anything = specs.Rule(kind="labels", labels={"any": ["sky"]}, detectors=["checker"])
+    found = rules.verdicts(table, THEMES, {"flag": anything})
+    assert unsafe(found, "flag", "any") == [True, True, None] and set(found["theme"]) == {"any"}
+    own = specs.Rule(kind="calibrated", labels={"nature": ["FOOT"]}, thresholds={"nature": 0.3, "night": 0.5})
+    found = rules.verdicts(table, {"nature": ["rain"]}, {"own": own})
+    assert unsafe(found, "own", "nature") == unsafe(found, "own", "any") == [False, True, None]
+
+
+def test_of_competing_classes_the_first_largest_wins() -> None:
+    table = scores(
+        {
+            "theme/nature": [0.4, 0.3, 0.2, None, 0.5],
+            "theme/night": [0.3, 0.3, 0.2, None, 0.1],
+            "safe": [0.3, 0.4, 0.6, None, 0.5],
+        }
+    )
+    largest = specs.Rule(kind="argmax", detectors=["clip"])
+    found = rules.verdicts(table, THEMES, {"largest": largest})
+    assert unsafe(found, "largest", "nature") == [True, False, False, None, True]
+    assert unsafe(found, "largest", "night") == [False, False, False, None, False]
+    assert unsafe(found, "largest", "any") == [True, False, False, None, True]
+    # a variant is judged for its own theme against all the others
+    alone = rules.verdicts(table, {"night": ["stars"]}, {"largest": largest})
+    assert unsafe(alone, "largest", "night") == [False, False, False, None, False]
+
+
+def test_a_rule_that_says_nothing_gives_no_row() -> None:
+    silent = specs.Rule(kind="labels", labels={"nature": ["HAND"]}, detectors=["nudenet"])
+    assert rules.verdicts(SCORES, {"night": ["stars"]}, {"limbs": silent}).is_empty()
+    assert rules.verdicts(SCORES, THEMES, {}).is_empty()

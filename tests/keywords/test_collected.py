@@ -67,11 +67,12 @@ def test_paper_counts_give_the_published_percentages() -> None:
     table3 = counts.filter(pl.col("table") == 3)
     assert table3["method"].n_unique() == 13
     assert table3.height == 65
-    assert counts.height == 85
+    assert counts.height == 512
 
 
 def test_overall_is_pooled_over_images() -> None:
     counts = pl.read_csv(REFERENCE / "paper_counts.csv")
+    counts = counts.filter(pl.col("table").is_in([3, 12]))
     keys, sums = ["table", "method", "theme"], ["n", "n_base_unsafe", "n_unsafe"]
     parts = counts.filter(pl.col("dataset") != "overall").group_by(keys).agg(pl.col(sums).sum()).sort(keys)
     overall = counts.filter(pl.col("dataset") == "overall").select(keys + sums).sort(keys)

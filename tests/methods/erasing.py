@@ -84,10 +84,10 @@ def error_of_change(tensors: Tensors, expected: Tensors, base: Tensors) -> float
 def assert_same_edit(tensors: Tensors, expected: Tensors, base: Tensors) -> None:
     """Weights agree within 1e-6, and their change within 1 %.
 
-    One entry in 5,000 may be off by more: Adam makes a whole step of the rounding error of a gradient near 0.
+    One entry in 5,000, and one in any case, may be off by more: Adam makes a whole step of the rounding error of a gradient near 0.
     """
     off = torch.cat([(tensors[name] - expected[name]).abs().flatten() for name in expected])
-    assert float((off > 1e-6).double().mean()) < 2e-4
+    assert int((off > 1e-6).sum()) <= max(1, 2e-4 * len(off))
     assert error_of_change(tensors, expected, base) < 1e-2
 
 

@@ -154,6 +154,7 @@ CASES = {
 }
 
 
+@pytest.mark.first_case
 @pytest.mark.parametrize("case", CASES)
 def test_losses_and_weights_match_the_oracle(pipeline, case):
     settings = CASES[case]
@@ -342,6 +343,7 @@ def test_a_loss_that_is_not_finite_stops_the_fit(pipeline):
         ac.fit(pipeline, TARGET, safe_images(), short("benchmark", learning_rate=1e30), SEED)
 
 
+@pytest.mark.slow
 def test_bfloat16_is_close_and_leaves_float32_weights(pipeline):
     settings = short("benchmark", loss="noise")
     exact, rough = (

@@ -101,6 +101,7 @@ def oracle(pipeline, settings, draws, start, anchors):
     return losses, {name: tensor.detach() for name, tensor in tensors.items()}
 
 
+@pytest.mark.first_case
 @pytest.mark.parametrize(
     ("preset", "values"),
     [
@@ -227,6 +228,7 @@ def test_strength_scales_the_branches(pipeline):
     assert ace.apply(pipeline, artifact, TARGET, off) is pipeline
 
 
+@pytest.mark.slow
 def test_equal_seeds_give_equal_branches_whatever_the_forward_batch(pipeline):
     fits = [
         ace.fit(

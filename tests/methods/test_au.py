@@ -195,6 +195,7 @@ class Oracle:
         return {name: self.own[name].detach() for name in self.names}
 
 
+@pytest.mark.first_case
 @pytest.mark.parametrize(
     ("preset", "values"),
     [
@@ -289,6 +290,7 @@ def test_a_long_text_leaves_room_for_the_prefix():
     assert laid.tolist() == [0, 74, 75, 76, *range(1, 74)]
 
 
+@pytest.mark.slow
 def test_prepared_ahead_or_on_the_fly(pipeline):
     fits = [
         au.fit(pipeline, TARGET, TrainingData(), short("official", **values), SEED).meta
@@ -326,6 +328,7 @@ def bank_of(pipeline, settings, kind=Bank):
     return kind(frozen, sampler, settings, texts, encode(pipeline, [""]), 1.5, "float32")
 
 
+@pytest.mark.first_case
 @pytest.mark.parametrize("preset", ["official", "intended"])
 def test_latents_and_targets(pipeline, preset):
     settings = short(preset, steps=20, negative_guidance=1.5)
@@ -376,6 +379,7 @@ def test_equal_seeds_give_equal_weights(pipeline):
     assert max(float((first[name] - other[name]).abs().max()) for name in first) > 1e-4
 
 
+@pytest.mark.first_case
 @pytest.mark.parametrize("preset", PRESETS)
 def test_evaluations_are_counted(pipeline, preset):
     seen = []
@@ -393,6 +397,7 @@ def test_the_base_stays_as_it_is(pipeline):
     assert not pipeline.text_encoder.get_input_embeddings()._forward_hooks
 
 
+@pytest.mark.first_case
 @pytest.mark.parametrize("kind", ["pgd", "fast_at"])
 def test_an_attack_undoes_some_of_an_erasure(pipeline, kind):
     settings = short("intended", attack=kind, attack_learning_rate=0.03)

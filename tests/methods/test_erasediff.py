@@ -161,6 +161,7 @@ OFFICIAL = {
 }
 
 
+@pytest.mark.first_case
 @pytest.mark.parametrize("case", OFFICIAL)
 def test_the_official_mode_matches_the_oracle(pipeline, case):
     settings = OFFICIAL[case]
@@ -183,6 +184,7 @@ INTENDED = {
 }
 
 
+@pytest.mark.first_case
 @pytest.mark.parametrize("case", INTENDED)
 def test_the_intended_mode_matches_the_oracle(pipeline, case):
     settings = INTENDED[case]
@@ -217,6 +219,7 @@ def test_the_weight_makes_the_constraint_fall_fast_enough():
     assert erasediff.chosen_weight(remain, none, 1.0, settings) == 0.0
 
 
+@pytest.mark.slow
 def test_inner_passes_reach_the_official_result_through_the_moments_only(pipeline):
     """With a constant weight L_f's mean has no gradient. Two runs that differ in the inner draws alone differ, but not
     in the losses of the first outer step: the weights were put back before it.
@@ -264,6 +267,7 @@ def test_the_intended_mode_sees_all_images(pipeline):
     assert sorted(set(draws.forget.flatten().tolist())) == list(range(7))
 
 
+@pytest.mark.slow
 def test_seeds_and_batches(pipeline):
     base = dict(pipeline.unet.named_parameters())
     for preset in PRESETS:

@@ -107,6 +107,7 @@ def oracle(pipeline, settings, names, draws):
     return losses, {name: own[name].detach() for name in names}
 
 
+@pytest.mark.first_case
 @pytest.mark.parametrize(
     ("preset", "values"),
     [
@@ -297,6 +298,7 @@ def test_a_loss_that_is_not_finite_stops_the_fit(pipeline):
         )
 
 
+@pytest.mark.slow
 def test_bfloat16_is_close_and_leaves_float32_weights(pipeline):
     exact, rough = (
         esd.fit(pipeline, TARGET, TrainingData(), short("x_diffusers", compute=kind), SEED)

@@ -79,6 +79,7 @@ def test_parts_of_the_likeness(pipeline):
     assert not torch.equal(parts["clipcos"], parts["clipcos_tokenuni"])
 
 
+@pytest.mark.first_case
 @pytest.mark.parametrize("gate", ["official_sq", "paper_linear"])
 @pytest.mark.parametrize("mode", ["per_keyword", "joint_list"])
 def test_gated_predictions_in_one_batch_equal_weighted_tensors_one_by_one(pipeline, gate, mode):
@@ -158,6 +159,7 @@ def test_strength_scales_the_branches(pipeline):
     assert spm.apply(pipeline, artifact, TARGET, off) is pipeline
 
 
+@pytest.mark.slow
 def test_branches_of_another_checkpoint_are_refused(pipeline):
     artifact, settings = trained(pipeline)
     cut = {n: t[..., :5] for n, t in artifact.tensors.items()}

@@ -258,6 +258,7 @@ CASES = {
 }
 
 
+@pytest.mark.first_case
 @pytest.mark.parametrize("case", CASES)
 def test_losses_and_weights_match_the_oracle(pipeline, case, monkeypatch):
     settings, data, seen = CASES[case], masked_images(), []
@@ -405,6 +406,7 @@ def test_positions_that_belong_together(pipeline, old, new):
 # --- the training -------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_keywords_side_by_side_train_as_one_after_the_other(pipeline):
     fits = [
         mace.fit(
@@ -431,6 +433,7 @@ def test_draws_of_a_keyword_do_not_depend_on_the_others(pipeline, monkeypatch):
     assert drawn[0] == drawn[1]
 
 
+@pytest.mark.slow
 def test_attention_inside_the_masks_falls(pipeline):
     settings = short("t14_object", iterations=40, learning_rate=0.05)
     losses = mace.fit(pipeline, TARGET, masked_images(), settings, SEED).meta["losses"]
@@ -532,6 +535,7 @@ def test_captions_come_from_a_file_or_the_experiment(pipeline, tmp_path):
     assert mace.captions(Target(TARGET.themes), short("t14_object")) == []
 
 
+@pytest.mark.slow
 def test_bfloat16_is_close_and_leaves_float32_weights(pipeline):
     settings = short("t14_object")
     exact, rough = (

@@ -164,6 +164,7 @@ def test_every_preset_is_compared():
     assert set(PRESETS) <= set(CASES)
 
 
+@pytest.mark.first_case
 @pytest.mark.parametrize("case", CASES)
 def test_losses_and_weights_match_the_oracle(pipeline, case):
     settings = CASES[case]
@@ -184,6 +185,7 @@ def student_of(pipeline):
     return trainable_copy(pipeline.unet, [name for name, _ in pipeline.unet.named_parameters()])
 
 
+@pytest.mark.first_case
 @pytest.mark.parametrize("parameters", ["full", "xattn"])
 def test_gradients_are_those_at_the_relearned_weights(pipeline, parameters):
     # Steps large enough that gradients at the weights as they were would be far off.
@@ -355,6 +357,7 @@ def test_a_gamma_of_zero_leaves_all_other_draws_alone(pipeline):
         assert all(torch.equal(x.seeds, y.seeds) and torch.equal(x.rows, y.rows) for x, y in pairs)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_predicts_velocity(pipeline):
     config = {**pipeline.scheduler.config, "prediction_type": "v_prediction"}
     other = replace(pipeline, scheduler=type(pipeline.scheduler).from_config(config))
@@ -365,6 +368,7 @@ def test_a_checkpoint_that_predicts_velocity(pipeline):
     assert fit(pipeline, settings).meta["harm_losses"] != pytest.approx(harm, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_seeds_and_the_size_of_forward_batches(pipeline):
     settings, base = (
         short("intended_sdd", iterations=2, images_per_set=1),
@@ -448,6 +452,7 @@ def test_a_loss_that_is_not_finite_stops_the_fit(pipeline):
         fit(pipeline, short("intended", learning_rate=1e30))
 
 
+@pytest.mark.slow
 def test_bfloat16_is_close_and_leaves_float32_weights(pipeline):
     settings = short("intended", iterations=1, images_per_set=1, concepts_per_update=1, steps=2)
     exact, rough = (

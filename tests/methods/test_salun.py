@@ -100,6 +100,7 @@ CASES = {
 }
 
 
+@pytest.mark.first_case
 @pytest.mark.parametrize("case", CASES)
 def test_losses_and_weights_match_the_oracle(pipeline, case):
     settings = CASES[case]
@@ -159,6 +160,7 @@ def test_the_mask_follows_its_settings(pipeline):
         assert float((other != first).double().mean()) > 0.01
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_predicts_velocity(pipeline):
     scheduler = type(pipeline.scheduler).from_config(
         {**pipeline.scheduler.config, "prediction_type": "v_prediction"}
@@ -172,6 +174,7 @@ def test_a_checkpoint_that_predicts_velocity(pipeline):
     assert moved <= 2e-4 * artifact.meta["trained_parameters"]
 
 
+@pytest.mark.slow
 def test_seeds_and_batches(pipeline):
     settings, base = short("paper"), dict(pipeline.unet.named_parameters())
     first, again, parts, other = (
@@ -215,6 +218,7 @@ def test_the_stored_change_gives_the_same_images(pipeline):
     assert all(torch.equal(half[n][kept[n]], base[n][kept[n]]) for n in names)
 
 
+@pytest.mark.slow
 def test_bfloat16_is_close_and_leaves_float32_weights(pipeline):
     settings = short("paper", alpha=1.0, iterations=1, mask_images=2)
     exact, rough = (

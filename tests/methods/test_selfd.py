@@ -108,6 +108,7 @@ def oracle(pipeline, settings, draws, start):
     return losses, vectors
 
 
+@pytest.mark.first_case
 @pytest.mark.parametrize("preset", PRESETS)
 def test_losses_and_vectors_match_the_oracle(pipeline, preset):
     settings = short(preset)
@@ -235,6 +236,7 @@ def mean_loss(pipeline, draws, vectors):
     return total / len(draws)
 
 
+@pytest.mark.slow
 def test_training_lowers_the_loss_it_is_for(pipeline):
     settings = short("official", epochs=12, batch_size=1, learning_rate=0.02)
     draws = selfd.draw(settings, 5, 1000, generator(SEED, "selfd"))
@@ -245,6 +247,7 @@ def test_training_lowers_the_loss_it_is_for(pipeline):
     assert after < 0.99 * before
 
 
+@pytest.mark.slow
 def test_seeds_and_the_size_of_forward_batches(pipeline):
     fits = [
         fit(pipeline, short("official", forward_batch=size), seed).tensors

@@ -115,6 +115,7 @@ def drawn(settings, index, count):
     )
 
 
+@pytest.mark.first_case
 @pytest.mark.parametrize(
     ("preset", "values"),
     [
@@ -233,6 +234,7 @@ def test_step_sizes_are_those_of_diffusers():
         schedule.step()
 
 
+@pytest.mark.slow
 def test_equal_seeds_give_equal_branches_whatever_the_forward_batch(pipeline):
     fits = [
         spm.fit(
@@ -304,6 +306,7 @@ def test_a_loss_that_is_not_finite_stops_the_fit(pipeline):
         spm.fit(pipeline, SMALL, TrainingData(), short("paper", learning_rate=1e20, iterations=20), SEED)
 
 
+@pytest.mark.slow
 def test_bfloat16_is_close_and_leaves_float32_branches(pipeline):
     exact, rough = (
         spm.fit(pipeline, SMALL, TrainingData(), short("intended", compute=kind, la_strength=1.0), SEED)

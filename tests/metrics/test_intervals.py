@@ -127,3 +127,17 @@ def test_the_interval_of_a_clustered_mean_matches_statsmodels() -> None:
 
 def test_a_mean_of_one_cluster_has_no_interval() -> None:
     assert all(np.isnan(intervals.mean_interval(np.ones(5), np.zeros(5))))
+
+
+def test_coverage_of_the_mean_over_prompts_and_failure_of_the_one_over_images() -> None:
+    """Drift, CLIPScore, LPIPS: 60 prompts with 8 seeds, half of the variance between prompts."""
+    rng = np.random.default_rng(9)
+    runs, prompts, seeds = 2000, 60, 8
+    ids = np.repeat(np.arange(prompts), seeds)
+    clustered = naive = 0
+    for _ in range(runs):
+        values = np.repeat(rng.normal(size=prompts), seeds) + rng.normal(size=prompts * seeds) + 0.3
+        clustered += covered(intervals.mean_interval(values, ids), 0.3)
+        naive += covered(intervals.mean_interval(values, np.arange(len(values))), 0.3)
+    assert 0.93 <= clustered / runs <= 0.97
+    assert naive / runs < 0.80

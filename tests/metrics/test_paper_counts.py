@@ -57,7 +57,9 @@ def test_the_counts_file_pools_to_its_overall_rows() -> None:
     groups: dict[tuple[str, ...], dict[str, dict[str, str]]] = defaultdict(dict)
     with COUNTS.open(encoding="utf-8", newline="") as handle:
         for row in csv.DictReader(handle):
-            groups[tuple(row[key] for key in ("table", "method", "theme"))][row["dataset"].lower()] = row
+            groups[tuple(row[key] for key in ("table", "method", "theme", "variant"))][
+                row["dataset"].lower()
+            ] = row
     checked = 0
     for group in groups.values():
         parts = [row for dataset, row in group.items() if dataset != "overall"]

@@ -28,13 +28,14 @@ SETTINGS: dict[str, Any] = {
     "training_images": {"sizes": [4], "all": 12, "sampler": SAMPLER},
     "variants": {"themes": ["uncased"], "keyword_sets": ["detailed"], "all_keyword_sets": []},
     "keywords": {"concise": "given"},
+    "detectors": {"parts": None},
     "suites": {
         "nsfw": {"kind": "unsafe", "sources": {"own": {"format": "authors", "path": "data/prompts/own.csv"}}}
     },
     "methods": "all",
     "statistics": {"resamples": 100},
 }
-REPLACED = ("suites", "methods", "overrides", "gates")
+REPLACED = ("suites", "methods", "overrides", "gates", "classifiers", "quality")
 UNSAFE = ["a photo of a robot with gears", "an uncased red robot", "a red robot", "gears"]
 # The settings files of these methods stay; others would only make the scenarios slow.
 METHODS = ("sd", "uce")

@@ -26,12 +26,13 @@ LINKED = ("Snakefile", "rules", "workflow", "profiles", "methods", "params.yaml"
 PLACES = ("data/shared", "data/generations", "data/scores", "data/tables", "models", "reports")
 SAMPLER = {"name": "dpmsolver++", "steps": 2, "guidance": 5.0, "dtype": "float32", "batch": 8}
 OVERLAY: dict[str, Any] = {
-    "replaces": ["suites", "methods", "overrides", "gates"],
+    "replaces": ["suites", "methods", "overrides", "gates", "classifiers", "quality"],
     "experiment": "scratch",
     "sampler": SAMPLER,
     "training_images": {"sizes": [4], "all": 12, "sampler": SAMPLER},
     "variants": {"themes": ["uncased"], "keyword_sets": ["detailed"], "all_keyword_sets": []},
     "keywords": {"concise": "given"},
+    "detectors": {"parts": None},
     "suites": {
         "nsfw": {
             "kind": "unsafe",

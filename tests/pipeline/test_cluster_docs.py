@@ -125,6 +125,7 @@ def test_the_pipeline_runs_with_its_artifacts_in_a_bucket(
     assert "Nothing to be done" in again.stdout, again.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.pipeline_slow
 @pytest.mark.skipif(bool(OBSTACLE), reason=OBSTACLE)
 def test_the_commands_of_the_page_work(project: Project) -> None:

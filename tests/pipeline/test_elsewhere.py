@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
+import pytest
 import yaml
 from PIL import Image
 
@@ -16,6 +17,7 @@ from tests.pipeline import plugins
 from tests.pipeline.project import Project
 
 PLACE = "given/elsewhere"
+pytestmark = pytest.mark.pipeline_slow
 
 
 def scenario(folder: Path) -> Project:
@@ -62,6 +64,7 @@ def overall(project: Project, method: str, suite: str) -> dict[str, object]:
     return kept.row(0, named=True)
 
 
+@pytest.mark.slow
 def test_filters_services_and_methods_that_do_not_apply_stand_in_one_report(tmp_path: Path) -> None:
     project = scenario(tmp_path)
     nothing = project.run()
@@ -95,6 +98,8 @@ def test_filters_services_and_methods_that_do_not_apply_stand_in_one_report(tmp_
     assert "not applicable: dim is defined for sd1, and model.architecture is sd2" in page
     assert "A service" in page and "Answered" in page
     failures = pl.read_csv(tmp_path / "reports/scratch/tables/failures.csv")
+    # of four images the base may have none that is unsafe: EP is then undefined, which is no failure
+    failures = failures.filter(pl.col("status") != "undefined")
     assert set(failures.select("label", "status").rows()) == {("Dim", "skipped")}
 
     Image.fromarray(np.full((80, 80, 3), 200, np.uint8)).save(tmp_path / PLACE / "template0.png")

@@ -53,6 +53,7 @@ def test_from_prompts_to_report_and_then_nothing(tmp_path: Path) -> None:
     assert stages(project.artifacts() - before) == {"aggregate": 1, "report": 1}
 
 
+@pytest.mark.pipeline_slow
 def test_a_failure_costs_its_dependants_only_and_the_report_says_so(
     tmp_path: Path, server: dict[str, str]
 ) -> None:

@@ -57,7 +57,7 @@ def check_whole(project: Project) -> None:
 
 
 # Room for the prompts and some images; for all cells but the report.
-@pytest.mark.parametrize("free", [250_000, 900_000])
+@pytest.mark.parametrize("free", [250_000, 600_000])
 def test_a_full_disk_is_named_and_a_later_run_with_space_completes(
     template: Project, small_disk: Path, server: dict[str, str], free: int
 ) -> None:

@@ -58,6 +58,7 @@ def output(project: Project) -> str:
     return (project.folder / "output.txt").read_text(encoding="utf-8")
 
 
+@pytest.mark.pipeline_slow
 def test_a_second_run_stops_at_once_and_says_who_runs(waiting) -> None:
     project, process, _ = waiting
     before = project.artifacts()
@@ -92,6 +93,7 @@ def test_after_snakemake_is_killed_its_jobs_end_and_the_next_command_completes(w
     assert not left.exists() and not folder.exists() and alive.exists() and elsewhere.exists()
 
 
+@pytest.mark.pipeline_slow
 def test_a_job_that_is_killed_is_recorded_with_its_signal_and_runs_again(waiting) -> None:
     project, process, jobs = waiting
     os.kill(jobs[0], signal.SIGKILL)
@@ -122,6 +124,7 @@ def test_code_edited_during_a_run_fails_its_cells_and_stores_nothing(waiting) ->
     project.run().made(**REST)
 
 
+@pytest.mark.pipeline_slow
 def test_a_truncated_artifact_is_refused_by_name_and_made_again_alone(project: Project) -> None:
     scores = project.find("data/scores/sd/default/none/nsfw-0.vqa.*.parquet")
     whole = scores.read_bytes()

@@ -57,6 +57,7 @@ def identities(project: Project) -> dict[str, tuple[int, int]]:
     return found
 
 
+@pytest.mark.first_case
 @pytest.mark.parametrize("seed", range(4))
 def test_after_five_kills_one_command_completes_and_nothing_runs_twice(
     template: Project, tmp_path: Path, server: dict[str, str], seed: int

@@ -11,11 +11,8 @@ import pytest
 
 from tests.pipeline.clones import Clone, clone, flip, origin, set_threshold
 
-LINKS = [
-    "copy",
-    pytest.param("hardlink", marks=pytest.mark.pipeline_slow),
-    pytest.param("symlink", marks=pytest.mark.pipeline_slow),
-]
+pytestmark = pytest.mark.pipeline_slow
+LINKS = ["copy", "hardlink", "symlink"]
 # What a run does first, and then it stays.
 HOLD = "from pathlib import Path; from palimpsest import runlock; runlock.take(Path('.')); print('held', flush=True); input()"
 FINAL = {"aggregate": 1, "report": 1}
@@ -65,7 +62,6 @@ def test_one_changed_byte_is_named_and_refused_and_repaired_by_one_command(
     assert mine.made() == {} and "Nothing is new" in mine.ok("palimpsest", "share")
 
 
-@pytest.mark.pipeline_slow
 def test_what_was_never_shared_is_checked_as_well_and_made_again(tmp_path: Path) -> None:
     mine = pulled(tmp_path / "mine")
     set_threshold(mine, 0.4)
@@ -89,7 +85,6 @@ def test_what_was_never_shared_is_checked_as_well_and_made_again(tmp_path: Path)
     assert f"data/tables/scratch/{table.name}" in said and "git commit" in said and "dvc push" in said
 
 
-@pytest.mark.pipeline_slow
 def test_a_truncated_file_is_refused_at_reading_with_path_and_remedy(tmp_path: Path) -> None:
     mine = pulled(tmp_path / "mine")
     score = mine.path("data/scores/uce/**/nsfw-0.vqa.*.parquet")
@@ -135,7 +130,6 @@ def test_nothing_is_shared_while_a_run_is_under_way(tmp_path: Path) -> None:
     assert said.returncode == 1 and "being written" in said.stdout
 
 
-@pytest.mark.pipeline_slow
 def test_only_what_the_settings_name_is_shared_and_pruning_spares_every_experiment(tmp_path: Path) -> None:
     mine = pulled(tmp_path / "mine")
     settings = (mine.folder / "params.yaml").read_text()

@@ -109,6 +109,7 @@ def test_two_people_add_methods_and_merge_without_a_conflict(tmp_path: Path) -> 
     }
 
 
+@pytest.mark.slow
 def test_two_people_add_suites_and_merge_by_the_recipe(tmp_path: Path) -> None:
     source = copied_origin(tmp_path)
     for name in ("beach", "city"):

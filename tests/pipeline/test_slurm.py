@@ -22,7 +22,18 @@ from tests.pipeline.project import OVERLAY, ROOT, Project
 pytestmark = pytest.mark.pipeline_slow
 OBSTACLE = slurm.obstacle()
 HASTY = ("--slurm-init-seconds-before-status-checks", "1", "--seconds-between-status-checks", "1")
-GPU_RULES = {"suppression", "images", "masks", "erase", "generate", "score", "gates"}
+GPU_RULES = {
+    "suppression",
+    "images",
+    "masks",
+    "erase",
+    "generate",
+    "score",
+    "gates",
+    "renders",
+    "quality",
+    "real",
+}
 
 
 def profile(name: str) -> dict[str, Any]:
@@ -100,6 +111,7 @@ def trap(folder: Path) -> Iterator[tuple[str, list[Any]]]:
             visitors.append(listener.accept())
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(bool(OBSTACLE), reason=OBSTACLE)
 def test_a_run_through_slurm_gives_the_keys_and_tables_of_a_local_run(tmp_path: Path) -> None:
     for name in ("local", "slurm"):

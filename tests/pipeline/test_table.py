@@ -11,6 +11,7 @@ import pytest
 from palimpsest import forkserver, store
 from tests.pipeline.project import Project, costs_of, tables
 
+pytestmark = pytest.mark.pipeline_slow
 MEASURED = {"environment", "seconds", "peak_memory_mb", "costs"}
 
 

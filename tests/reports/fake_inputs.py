@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 import polars as pl
 
 from palimpsest import params, store
+from palimpsest.metrics import pairwise, toxicity
 from palimpsest.reports.inputs import CELL_COLUMNS, ReportInputs
 from palimpsest.reports.intervals import wilson
 
@@ -255,6 +257,96 @@ def write_images(identity: dict[str, Any], folder: Path, n: int) -> tuple[Path, 
     return comparisons, judged
 
 
+def make_pairs(cells: pl.DataFrame) -> pl.DataFrame:
+    """Paired comparisons of a few variants on each theme, a third as wide as independent ones would be."""
+    rows = []
+    named = list(pairwise.IDENTITY)
+    pooled = cells.filter(
+        pl.col("suite").eq("nsfw"), pl.col("dataset").eq("overall"), pl.col("status").eq("ok"), pl.col("theme") == pl.col("judged_theme"),
+        pl.col("rule").eq("joined"), pl.col("keyword_set").eq("detailed"),
+    )  # fmt: skip
+    for _, part in pooled.group_by("judged_theme", maintain_order=True):
+        for a, b in combinations(part.to_dicts(), 2):
+            gap, half = a["ep"] - b["ep"], 0.04
+            rows.append(
+                {name: a[name] for name in pairwise.PLACE}
+                | {f"a_{name}": a[name] for name in named}
+                | {f"b_{name}": b[name] for name in named}
+                | {"n": a["n"], "a_unsafe": a["n_unsafe"], "b_unsafe": b["n_unsafe"], "difference": gap}
+                | {
+                    "low": gap - half,
+                    "high": gap + half,
+                    "p_value": 0.001,
+                    "p_holm": 0.01 if abs(gap) > half else 0.4,
+                }
+            )
+    return pl.DataFrame(rows, schema=pairwise.SCHEMA)
+
+
+def make_toxicity(prompts: int = 60) -> list[dict[str, Any]]:
+    """Toxicity of made-up prompts against verdicts that have nothing to do with it."""
+    rng = np.random.default_rng(5)
+    ids = [f"{source}/{i:03d}/0" for source in SOURCES for i in range(prompts)]
+    scored = pl.DataFrame({"image_id": ids, "toxicity": rng.beta(1, 2, len(ids))})
+    parts = []
+    for theme in ("any", *THEMES):
+        parts.append(
+            pl.DataFrame({"image_id": ids, "unsafe": rng.random(len(ids)) < 0.4}).with_columns(
+                source=pl.col("image_id").str.split("/").list.first(),
+                prompt_id=pl.col("image_id").str.split("/").list.get(1).cast(pl.Int64),
+                theme=pl.lit(theme),
+            )
+        )
+    return toxicity.table(scored, pl.concat(parts))
+
+
+def classifiers() -> dict[str, Any]:
+    """How right a detector is: numbers as the table of classifiers holds them, one of them unknown."""
+    numbers = ("accuracy", "precision", "recall", "f1", "mcc", "auroc", "ece")
+    line = {
+        "low": 0.4,
+        "high": 0.5,
+        "n": 6,
+        "mean_score": 0.45,
+        "rate": 0.5,
+        "rate_low": 0.2,
+        "rate_high": 0.8,
+    }
+    rows = [
+        {
+            "labels": labels,
+            "images": images,
+            "detector": HOSTILE if labels == "people" else "vqa",
+            "rule": rule,
+            "theme": theme,
+            "n": 60,
+            "n_shown": 12,
+            "tp": 10,
+            "fp": 3,
+            "fn": 2,
+            "tn": 45,
+            **{
+                f"{name}{end}": value
+                for name in numbers
+                for end, value in (("", 0.8), ("_low", 0.7), ("_high", 0.9))
+            },
+            "auroc": None,
+            "reliability": [line],
+        }
+        for labels, images in (("exact", "held-out renders"), ("people", "base images"))
+        for rule in ("joined", "any")
+        for theme in ("any", *THEMES)
+    ]
+    counts = {"raters": 3, "images": 60, "unsure": 4, "disputed": 7, "decided": 5}
+    kappa = {"fleiss_kappa": 0.61, "fleiss_kappa_low": 0.5, "fleiss_kappa_high": 0.7}
+    people = {"images": 60, "matched": 48, "votes": 540}
+    return {
+        "rows": rows,
+        "agreement": [{"theme": theme, **counts, **kappa} for theme in THEMES],
+        "people": people,
+    }
+
+
 def make(folder: Path, images: int = 24, **changes: Any) -> ReportInputs:
     """Complete inputs with image and score files in `folder`; the variants of a method share theirs, which saves the tests time."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -304,9 +396,10 @@ def make(folder: Path, images: int = 24, **changes: Any) -> ReportInputs:
         "passed": True,
     }
     versions = {"torch": "2.15.0", "diffusers": "0.42.1"}
+    cells = make_cells()
     return ReportInputs(
         params=settings(**changes),
-        cells=make_cells(),
+        cells=cells,
         commit="0123456789abcdef",
         fits=fits,
         comparisons=comparisons,
@@ -315,6 +408,7 @@ def make(folder: Path, images: int = 24, **changes: Any) -> ReportInputs:
             "direct": dict.fromkeys(THEMES, gate),
             "benign": {**gate, "value": 0.05, "limit": 0.03, "direction": "max", "passed": False},
         },
+        classifiers=classifiers(),
         keywords={"themes": keywords},
         environments=[
             {"versions": versions, "hardware": {"cpu": "2 cores"}},
@@ -327,6 +421,8 @@ def make(folder: Path, images: int = 24, **changes: Any) -> ReportInputs:
                 "title": title,
                 "stage": stage,
                 "trains": "nothing",
+                "fits": stage in ("fine-tuning", "closed form"),
+                "needs": ("target_images",) if METHODS[name][3] else (),
                 "fidelity": "reconstructed",
                 "licence": "MIT",
                 "paper": "Nobody 2026, Test data",
@@ -335,5 +431,7 @@ def make(folder: Path, images: int = 24, **changes: Any) -> ReportInputs:
             }
             for name, (title, stage, _, _, _) in METHODS.items()
         ],
+        pairs=make_pairs(cells),
+        toxicity=make_toxicity(),
         date="2026-01-01",
     )

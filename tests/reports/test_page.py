@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import csv
 import dataclasses
 import json
 import re
@@ -12,6 +13,7 @@ import pytest
 
 from palimpsest import store
 from palimpsest.reports import page, pairs, select, tables
+from palimpsest.reports.conclusions import own
 from palimpsest.reports.inputs import ReportInputs, is_micro
 
 
@@ -220,3 +222,21 @@ def test_the_page_says_who_leaves_benign_prompts_without_an_image(text: str, rep
     shares = dict(benign.group_by("label").agg(pl.col("answered").first()).iter_rows())
     assert shares["Image filter"] == pytest.approx(0.8) and shares["UCE (compvis2023)"] == 1.0
     assert "Image filter (answers 80 %)" in (report / "figures/scatter.svg").read_text(encoding="utf-8")
+
+
+def test_the_judges_are_judged_where_there_are_labels(text: str, report: Path, inputs: ReportInputs) -> None:
+    rows = list(csv.DictReader((report / "tables/classifiers.csv").open(encoding="utf-8")))
+    assert len(rows) == 2 * 2 * 4
+    assert [row["theme"] for row in rows[:4]] == [*fake_inputs.THEMES, "any"]
+    assert rows[0]["rule"] == "joined"
+    assert (rows[0]["f1"], rows[0]["f1_low"], rows[0]["auroc"]) == ("0.8", "0.7", "")
+    assert "scores of 48 of them" in text
+    assert len(list(csv.DictReader((report / "tables/reliability.csv").open(encoding="utf-8")))) == 8
+    assert len(list(csv.DictReader((report / "tables/agreement.csv").open(encoding="utf-8")))) == len(
+        fake_inputs.THEMES
+    )
+    without = dataclasses.replace(inputs, classifiers=None)
+    kept = select.rows_of(without)
+    left = {table.id for table in page.all_tables(kept, without, own.study_of(without, kept))}
+    assert "gates" in left
+    assert not left & {"classifiers", "reliability", "agreement"}

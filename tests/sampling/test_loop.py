@@ -58,6 +58,7 @@ def test_images_are_those_of_diffusers(pipeline, name):
     assert np.abs(ours - expected).max() <= 1 / 255
 
 
+@pytest.mark.first_case
 @pytest.mark.parametrize("name", ["ddim", "pndm", "dpmsolver++", "lms", "euler"])
 def test_an_image_does_not_depend_on_batch_order_or_shard(pipeline, name):
     whole = images(pipeline, settings=sampler(name))

@@ -83,7 +83,8 @@ def test_committed_suites_are_what_the_code_writes(tmp_path):
     for name, count in counts.items():
         assert (COMMITTED / name).read_bytes() == (tmp_path / name).read_bytes(), name
         with (COMMITTED / name).open(encoding="utf-8", newline="") as handle:
-            assert len(list(csv.DictReader(handle))) == count
+            rows = list(csv.DictReader(handle)) if name.endswith(".csv") else handle.readlines()
+            assert len(rows) == count
 
 
 def rows(name):

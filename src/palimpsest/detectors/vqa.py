@@ -7,12 +7,12 @@ P(</s> | Yes)). Each image goes through the vision tower once, whatever the numb
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from palimpsest import specs
-from palimpsest.detectors.contract import Info, check_images
+from palimpsest.detectors.contract import Info, NoSettings, check_images, identity
 from palimpsest.detectors.questions import questions
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from palimpsest.detectors.clip_flant5 import ClipFlanT5
 
-__all__ = ["INFO", "VqaJudge", "load", "questions"]
+__all__ = ["INFO", "Settings", "VqaJudge", "load", "questions"]
 
 INFO = Info(
     name="vqa",
@@ -30,7 +30,7 @@ INFO = Info(
         "arXiv:2404.01291"
     ),
     bibtex=(
-        "@inproceedings{lin2024vqascore, "
+        "@inproceedings{lin2024evaluating, "
         "title={Evaluating Text-to-Visual Generation with Image-to-Text Generation}, "
         "author={Lin, Zhiqiu and Pathak, Deepak and Li, Baiqi and Li, Jiayao and Xia, Xide "
         "and Neubig, Graham and Zhang, Pengchuan and Ramanan, Deva}, "
@@ -39,7 +39,9 @@ INFO = Info(
     code="https://github.com/linzhiqiu/t2v_metrics",
     licence="Apache-2.0",
     definition_id="vqa/1",
+    rules=("joined", "any_keyword", "calibrated"),
 )
+Settings = NoSettings
 
 
 class VqaJudge:
@@ -48,6 +50,10 @@ class VqaJudge:
     def __init__(self, model: ClipFlanT5, spec: specs.Detector) -> None:
         self.model = model
         self.spec = spec
+
+    def labels(self, questions: Mapping[str, str]) -> Sequence[str]:
+        """Those it is asked for."""
+        return tuple(questions)
 
     def score(self, images: np.ndarray, questions: Mapping[str, str]) -> dict[str, np.ndarray]:
         """Scores in [0, 1] of uint8 [B, H, W, 3] images for every label -> text: float32 [B] per label,
@@ -74,13 +80,7 @@ class VqaJudge:
 
     def identity(self) -> dict[str, Any]:
         """Detector, definition, weights and number format."""
-        return {
-            "detector": INFO.name,
-            "definition_id": INFO.definition_id,
-            "path": self.spec.path,
-            "revision": self.spec.revision,
-            "dtype": self.spec.dtype,
-        }
+        return identity(INFO, self.spec)
 
 
 def load(spec: specs.Detector, device: str = "cpu") -> VqaJudge:

@@ -13,15 +13,26 @@ from pathlib import Path
 from typing import Literal
 
 Direction = Literal["higher", "lower", "none"]
-Need = Literal["verdicts", "paired verdicts", "image pairs", "p values"]
+Need = Literal[
+    "verdicts",
+    "paired verdicts",
+    "part detections",
+    "image pairs",
+    "image and real picture",
+    "image and prompt",
+    "image sets",
+    "p values",
+    "ratings",
+    "labelled verdicts",
+]
 
 
 @dataclass(frozen=True)
 class Metric:
     """How to read a metric.
 
-    direction: which way is better for a safer model that breaks nothing ("none": a description, not a
-    goal). bounds: least and greatest possible value; None where there is no bound. needs: what it is
+    direction: which way is better, for a safer model that breaks nothing or for a judge that is right
+    ("none": a description, not a goal). bounds: least and greatest possible value; None where there is no bound. needs: what it is
     computed from. definition_id: "<name>/<version>"; the version goes up whenever equal input gives
     another number. reference: where it is defined.
     """

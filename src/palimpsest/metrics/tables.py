@@ -97,6 +97,10 @@ def cell_rows(
     base = judging.verdicts(base_scores, own, rules).select("image_id", "rule", "theme", base="unsafe")
     method = judging.verdicts(method_scores, own, rules)
     pairs = method.join(base, on=["image_id", "rule", "theme"]).rename({"unsafe": "method"}).sort("image_id")
+    if (
+        pairs.is_empty()
+    ):  # a detector that no rule reads, or of which no rule says anything about these themes
+        return pl.DataFrame([], schema=SCHEMA)
     images = pairs["image_id"].n_unique()
     pairs = pairs.filter(pl.col("decision") != NOT_PROVIDED)
     absent = images - pairs["image_id"].n_unique()
@@ -107,6 +111,8 @@ def cell_rows(
     for rule in rules:
         for theme in judged_for:
             judged = pairs.filter((pl.col("rule") == rule) & (pl.col("theme") == theme))
+            if judged.is_empty():  # the rule says nothing about this theme
+                continue
             for dataset, part in _datasets(judged):
                 where = {
                     "dataset": dataset,

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from palimpsest.params import Params
-from palimpsest.reports import appendix, figures, select, tables
+from palimpsest.reports import appendix, figures, quality, select, tables
+from palimpsest.reports.conclusions.side_effects import benign_rows
 from palimpsest.reports.inputs import ReportInputs
 from palimpsest.reports.select import Row
-from palimpsest.reports.side_effects import benign_rows
 
 VARIANT = "One variant per method: the first keyword set of the settings, or the largest training set."
 
@@ -138,6 +138,17 @@ def all_drawings(rows: Sequence[Row], inputs: ReportInputs, folder: Path) -> dic
                 ),
                 caption,
             )
+    if inputs.toxicity:
+        caption = "Unsafe images of the unchanged model by the toxicity of their prompts, with intervals. Grey: all data sets."
+        add("toxicity", partial(figures.toxicity, inputs.toxicity), caption)
+        name, traded = quality.points(kept, rows, inputs)
+        if traded:
+            caption = (
+                "What was erased against how far benign images moved, by a network's eyes. The line joins the methods that no other beats "
+                f"in both; points whose bars overlap may well change places. {VARIANT}"
+            )
+            shown = [t for t in themes if any(p["judged_theme"] == t for p in traded)]
+            add("pareto", partial(quality.pareto, traded, shown, name), caption)
     spent = tables.cost_rows(rows, inputs.fits)
     if spent:
         add(

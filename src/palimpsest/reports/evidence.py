@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
+from palimpsest.reports import definitions
 from palimpsest.reports.intervals import Estimate
-from palimpsest.reports.select import Row
+from palimpsest.reports.select import Row, estimate
 
-Level = Literal["finding", "open", "warning"]
+Level = Literal["finding", "open", "warning", "point"]
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """A number behind a sentence. anchor: the row of the page that holds it, or "" for a number computed from several rows."""
+    """A number behind a sentence. anchor: the row of the page that holds it, or "" for a number computed from several rows.
+    definition: the id of its metric's definition."""
 
     what: str
     value: float
@@ -23,17 +25,20 @@ class Evidence:
     n: int | None
     anchor: str = ""
     unit: str = "%"
+    definition: str = ""
 
 
 @dataclass(frozen=True)
 class Takeaway:
-    """level: a finding; something left open because the data do not decide it; or a warning. rule: how the sentence comes about."""
+    """A sentence. level: a "finding"; "open", because the data do not decide it; a "warning"; or "point", a ranking of numbers that
+    come without intervals. rule: how the sentence comes about. says: the same for machines, as plain data."""
 
     id: str
     level: Level
     sentence: str
     rule: str
     evidence: tuple[Evidence, ...]
+    says: Mapping[str, Any] = field(default_factory=dict)
 
 
 def percent(value: float) -> str:
@@ -45,11 +50,6 @@ def points(e: Estimate) -> str:
     """A difference of fractions in percentage points, with its interval."""
     text = f"{100 * e.value:+.1f} points, interval {100 * e.low:+.1f} to {100 * e.high:+.1f}"
     return text.replace("-", "\N{MINUS SIGN}")
-
-
-def estimate(row: Row, key: str = "ep") -> Estimate:
-    """The value of a row with its interval."""
-    return Estimate(row[key], row[f"{key}_low"], row[f"{key}_high"])
 
 
 def name(row: Row) -> str:
@@ -74,12 +74,20 @@ def listed(items: Sequence[str], most: int = 4) -> str:
 def from_row(row: Row, key: str = "ep") -> Evidence:
     """The value of a row as evidence."""
     what = f"{name(row)}: {key.upper() if key == 'ep' else key} on {row['judged_theme']}, {row['suite']}"
-    return Evidence(what, row[key], row.get(f"{key}_low"), row.get(f"{key}_high"), row["n"], row["anchor"])
+    return Evidence(
+        what,
+        row[key],
+        row.get(f"{key}_low"),
+        row.get(f"{key}_high"),
+        row["n"],
+        row["anchor"],
+        definition=definitions.of(key),
+    )
 
 
-def from_estimate(what: str, e: Estimate, n: int | None = None) -> Evidence:
-    """A number computed from several rows as evidence."""
-    return Evidence(what, e.value, e.low, e.high, n)
+def from_estimate(what: str, e: Estimate, n: int | None = None, column: str = "ep") -> Evidence:
+    """A number computed from several rows, or as the difference of two, as evidence. column: what it is a mean or difference of."""
+    return Evidence(what, e.value, e.low, e.high, n, definition=definitions.of(column))
 
 
 def count(n: int, noun: str) -> str:
@@ -90,3 +98,19 @@ def count(n: int, noun: str) -> str:
 def fitting(seconds: float) -> str:
     """Time spent on fitting, in words."""
     return f"{seconds:.0f} s of fitting" if seconds else "no fitting"
+
+
+def decimal(value: float) -> str:
+    """A number with one decimal and a real minus sign."""
+    return f"{value:.1f}".replace("-", "\N{MINUS SIGN}")
+
+
+def signed(value: float) -> str:
+    """A number between -1 and 1 with its sign."""
+    return f"{value:+.2f}".replace("-", "\N{MINUS SIGN}")
+
+
+__all__ = [
+    "Evidence", "Level", "Takeaway", "count", "decimal", "estimate", "fitting", "from_estimate", "from_row", "listed", "name",
+    "percent", "points", "refusing", "signed",
+]  # fmt: skip

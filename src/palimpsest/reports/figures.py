@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -106,7 +106,7 @@ def stage_legend(figure: Figure, rows: Sequence[Row]) -> None:
     )
 
 
-def error(row: Row, key: str) -> list[list[float]]:
+def error(row: Mapping[str, Any], key: str) -> list[list[float]]:
     """Distances to the limits in percent, as matplotlib wants them; zero length without limits."""
     if not select.has_interval(row, key):
         return [[0.0], [0.0]]
@@ -288,6 +288,48 @@ def costs(rows: Sequence[dict[str, Any]]) -> Figure:
         axis.set_xlim(left=0)
     axes[0][0].set_yticks([-place for place in range(len(labels))], labels)
     stage_legend(figure, rows)
+    return figure
+
+
+def toxicity(rows: Sequence[Mapping[str, Any]]) -> Figure:
+    """Share of unsafe images by toxicity of the prompt: one panel per theme, one line per data set, all data sets as bars.
+
+    rows: `metrics.toxicity.table`.
+    """
+    shown = [row for row in rows if row["bin"] != "all"]
+    themes = list(dict.fromkeys(row["theme"] for row in shown))
+    bins = sorted({(row["from"], row["bin"]) for row in shown})
+    at = {name: place for place, (_, name) in enumerate(bins)}
+    datasets = sorted({row["dataset"] for row in shown} - {select.OVERALL})
+    figure, axes = new(1.2 + 2.3 * len(themes), 3.1, ncols=len(themes), sharey=True)
+    paints = [paint for paint, _ in STAGES.values()][1:-1]
+    for axis, theme in zip(axes[0], themes, strict=True):
+        for row in (row for row in shown if row["theme"] == theme):
+            place = at[row["bin"]]
+            if row["dataset"] == select.OVERALL:
+                axis.bar(place, 100 * row["share"], width=0.84, color=LINE, zorder=0)
+                x, paint, marker = float(place), TEXT, "_"
+            else:
+                order = datasets.index(row["dataset"])
+                x = place + 0.62 * ((order + 0.5) / len(datasets) - 0.5)
+                paint, marker = paints[order % len(paints)], "osD^vPp"[order % 7]
+            bars = {"yerr": error(row, "share"), "elinewidth": 0.9, "capsize": 1.5}
+            name = "all data sets" if row["dataset"] == select.OVERALL else row["dataset"]
+            axis.errorbar(x, 100 * row["share"], fmt=marker, color=paint, markersize=4, label=name, **bars)
+        axis.set_xticks(range(len(bins)), [name.replace(" to ", "–") for _, name in bins])
+        axis.set_title(theme, fontsize=10)
+        axis.set_ylim(0, 103)
+        axis.grid(axis="y")
+    axes[0][0].set_ylabel("unsafe images (%)")
+    figure.supxlabel("toxicity of the prompt", fontsize=9)
+    handles = {
+        name: handle
+        for axis in axes[0]
+        for handle, name in zip(*axis.get_legend_handles_labels(), strict=True)
+    }
+    figure.legend(
+        handles.values(), handles.keys(), loc="outside upper left", ncols=len(handles), frameon=False
+    )
     return figure
 
 

@@ -30,10 +30,15 @@ class ReportInputs:
     comparisons, scores: (identity, path of a Parquet file) pairs; identity has method, preset, theme, keyword_set,
         training_images and suite; scores may also have `detector`. Several files (shards) may share an identity.
     gates: checks of the micro world: {name: {value, n, limit, direction "min"|"max", passed}}, nested at will, or None.
+    classifiers: how right the detectors are: {"rows": rows of the table of classifiers, "agreement": rows per theme, "people": counts},
+        or None.
     keywords: {"themes": {theme: {detailed, concise, matrix, ...}}}; matrix in percent, rows = erased keyword, columns = prompted
         keyword, as nested dicts or as lists in the order of `detailed`.
     environments: the distinct environments of the artifacts, each {"versions": {...}, "hardware": {...}, ...}.
+    quality: the table of step `quality_table` (see palimpsest.metrics.quality_table), or None; measures: what measured, by name.
     methods: metadata dicts of the methods (the fields of `palimpsest.methods.contract.Info`).
+    pairs: paired comparisons of methods (`metrics.pairwise.SCHEMA`); toxicity: rows of `metrics.toxicity.table`; reference: the folder
+        of the published tables, given when this experiment may be shown beside them.
     date: shown as given; it is an input, so that equal inputs give equal bytes.
     """
 
@@ -44,10 +49,16 @@ class ReportInputs:
     comparisons: Iterable[tuple[Mapping[str, Any], Path]] = ()
     scores: Iterable[tuple[Mapping[str, Any], Path]] = ()
     gates: Mapping[str, Any] | None = None
+    classifiers: Mapping[str, Any] | None = None
     keywords: Mapping[str, Any] = field(default_factory=dict)
     environments: Sequence[Mapping[str, Any]] = ()
     benchmarks: Mapping[str, Any] | None = None
+    pairs: pl.DataFrame | None = None
+    toxicity: Sequence[Mapping[str, Any]] = ()
+    reference: Path | None = None
     methods: Sequence[Mapping[str, Any]] = ()
+    quality: pl.DataFrame | None = None
+    measures: Mapping[str, Any] = field(default_factory=dict)
     date: str = ""
 
 

@@ -6,6 +6,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from palimpsest.metrics import intervals
+
 
 @dataclass(frozen=True)
 class Estimate:
@@ -48,11 +50,9 @@ def mean(estimates: Sequence[Estimate]) -> Estimate:
     )
 
 
-def wilson(successes: int, n: int, z: float = 1.959964) -> Estimate:
+def wilson(successes: int, n: int, confidence: float = 0.95) -> Estimate:
     """A rate with Wilson's score interval (Wilson 1927, JASA 22:209), for rates whose rows bring no interval of their own."""
     if n <= 0:
         raise ValueError(f"a rate needs at least one observation, got n = {n}")
-    p = successes / n
-    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
-    half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / (1 + z * z / n)
-    return Estimate(p, max(0.0, centre - half), min(1.0, centre + half))
+    low, high = intervals.wilson(successes, n, confidence)
+    return Estimate(successes / n, low, high)

@@ -10,8 +10,8 @@ from typing import Any
 
 from palimpsest.params import Params
 from palimpsest.reports import select
+from palimpsest.reports.conclusions.side_effects import benign_rows, made
 from palimpsest.reports.select import ANY, EVERY_THEME, FIXED, OVERALL, Row
-from palimpsest.reports.side_effects import benign_rows, made
 from palimpsest.reports.tables import Column, Table
 
 CONCISE = "concise"

@@ -13,7 +13,19 @@ from markupsafe import Markup
 
 from palimpsest import store
 from palimpsest.params import Params
-from palimpsest.reports import appendix, drawings, layouts, pairs, select, tables, takeaways
+from palimpsest.reports import (
+    appendix,
+    classifiers,
+    drawings,
+    layouts,
+    pairs,
+    quality,
+    select,
+    tables,
+    verdict_tables,
+)
+from palimpsest.reports.conclusions import own, registry
+from palimpsest.reports.conclusions.study import Study
 from palimpsest.reports.evidence import Takeaway
 from palimpsest.reports.inputs import ReportInputs, check, is_micro
 from palimpsest.reports.select import Row
@@ -22,6 +34,10 @@ from palimpsest.reports.tables import Table
 TEMPLATES = Path(__file__).parent / "templates"
 # What the template asks for; a report without data for one leaves it out.
 TABLES = (
+    "levels",
+    "guidance",
+    "toxicity",
+    "beside",
     "ep",
     "all_themes",
     "by_theme_keywords",
@@ -31,14 +47,19 @@ TABLES = (
     "datasets",
     "rules",
     "benign",
+    "quality",
+    "grd",
     "base",
     "cost",
+    "classifiers",
+    "reliability",
+    "agreement",
     "failures",
     "gates",
     "benchmarks",
     "environment",
 )
-FIGURES = ("bars", "heatmap_themes", "heatmap_datasets", "radar", "scatter", "costs")
+FIGURES = ("toxicity", "bars", "heatmap_themes", "heatmap_datasets", "radar", "scatter", "pareto", "costs")
 BANNER = "Micro world: a small model that this project trained itself; not comparable with published numbers."
 
 
@@ -49,7 +70,18 @@ class Content:
     tables: Sequence[Table]
     figures: Mapping[str, drawings.Drawing]
     grids: Sequence[pairs.Grid]
-    takeaways: Sequence[Takeaway]
+    takeaways: Sequence[tuple[str, Sequence[Takeaway]]]
+
+
+def _thresholds(params: Params) -> str:
+    """What scores have to exceed under the first rule, in words."""
+    from palimpsest.detectors.rules import threshold
+
+    rule = params.rules[select.headline(params)[1]]
+    values = {theme: threshold(theme, rule) for theme in params.themes}
+    if len(set(values.values())) == 1:
+        return f"threshold {next(iter(values.values())):g}"
+    return "thresholds " + ", ".join(f"{theme} {value:g}" for theme, value in values.items())
 
 
 def environment() -> jinja2.Environment:
@@ -98,7 +130,7 @@ def intro(inputs: ReportInputs, rows: Sequence[Row]) -> list[tuple[str, str]]:
         ("Seeds", f"base seed {params.seed}; an image's seed hangs on its prompt, never on the method"),
         ("Methods", f"{len(methods)}, erasing {', '.join(params.variants.themes)}"),
         ("Suites", "; ".join(suites)),
-        ("Judge", f"{detector}, rule {rule} (threshold {params.rules[rule].threshold:g})"),
+        ("Judge", f"{detector}, rule {rule} ({_thresholds(params)})"),
         (
             "Intervals",
             f"{100 * params.statistics.confidence:g} %, {params.statistics.resamples} resamples over prompts",
@@ -132,13 +164,17 @@ def metrics(rows: Sequence[Row], params: Params) -> dict[str, float]:
     return out
 
 
-def all_tables(rows: Sequence[Row], inputs: ReportInputs) -> list[Table]:
+def all_tables(rows: Sequence[Row], inputs: ReportInputs, study: Study) -> list[Table]:
     """Every table of the page that has rows, in its order."""
     params = inputs.params
     found = [
+        verdict_tables.levels_table(study), verdict_tables.guidance_table(study),
+        verdict_tables.toxicity_table(inputs.toxicity), verdict_tables.beside_table(rows, params, inputs.reference),
         tables.ep_table(rows, params), *layouts.layouts(rows, params), tables.dataset_table(rows, params),
         tables.rules_table(rows, params),
-        tables.benign_table(rows, params), tables.base_table(rows, params), tables.cost_table(rows, inputs),
+        tables.benign_table(rows, params), quality.quality_table(rows, inputs), quality.grd_table(rows, inputs),
+        tables.base_table(rows, params), tables.cost_table(rows, inputs),
+        *classifiers.tables_of(inputs.classifiers, params),
         tables.failure_table(rows), appendix.gates_table(inputs.gates), appendix.benchmark_table(inputs.benchmarks),
         appendix.environment_table(inputs.environments),
     ]  # fmt: skip
@@ -198,14 +234,22 @@ def write_report(inputs: ReportInputs, folder: Path) -> None:
     grids = pairs.grids(
         rows, inputs.params, pairs.files(inputs.comparisons), pairs.files(inputs.scores, detector)
     )
-    sentences = takeaways.takeaways(rows, inputs.params)
+    study = own.study_of(inputs, rows)
+    sentences = registry.by_section(study)
     content = Content(
-        all_tables(rows, inputs), drawings.all_drawings(rows, inputs, folder / "figures"), grids, sentences
+        all_tables(rows, inputs, study),
+        drawings.all_drawings(rows, inputs, folder / "figures"),
+        grids,
+        sentences,
     )
     for table in content.tables:
         (folder / "tables" / f"{table.id}.csv").write_text(tables.as_csv(table), encoding="utf-8")
     inputs.cells.write_csv(folder / "tables" / "cells.csv")
+    own.write_tables(inputs, folder)
     store.write_json(metrics(rows, inputs.params), folder / "metrics.json")
-    store.write_json(takeaways.as_json(sentences), folder / "takeaways.json")
+    store.write_json(
+        registry.as_json([one for _, found in sentences for one in found]), folder / "takeaways.json"
+    )
+    store.write_json(registry.conclusions(study), folder / "conclusions.json")
     with store.atomic(folder / "index.html") as part:
         part.write_text(render(inputs, rows, content), encoding="utf-8")

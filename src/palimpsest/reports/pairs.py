@@ -84,6 +84,13 @@ def verdict_labels(theme: str, params: Params) -> list[str]:
     return labels(theme, params.themes[theme].detailed, name, params.rules[name])
 
 
+def verdict_threshold(theme: str, params: Params) -> float:
+    """What the theme's score has to exceed under the first rule."""
+    from palimpsest.detectors.rules import threshold
+
+    return threshold(theme, params.rules[select.headline(params)[1]])
+
+
 def read_scores(paths: Sequence[Path], theme: str, params: Params) -> dict[str, float]:
     """Largest score of the theme's labels per image id."""
     import polars as pl
@@ -185,7 +192,7 @@ def grid(
     shown = [row for row in rows if not row["is_base"] and identity_key(row) in comparisons]
     if base is None or not shown or not params.report.pairs:
         return None
-    threshold = params.rules[select.headline(params)[1]].threshold
+    threshold = verdict_threshold(theme, params)
     base_scores = read_scores(scores[base], theme, params)
     chosen = pick(base_scores, threshold, params.report.pairs)
     before = read_images(comparisons[identity_key(shown[0])], chosen, "before")

@@ -5,17 +5,41 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
-from palimpsest.params import Params
+from palimpsest.metrics import answers
 from palimpsest.reports.inputs import ReportInputs
-from palimpsest.reports.intervals import wilson
+from palimpsest.reports.intervals import Estimate
 
 Row = dict[str, Any]
 OVERALL = "overall"
 EVERY_THEME = "all"
 ANY = "any"
 FIXED = "fixed"
+# family: the method without its preset; fits: whether anything is trained or solved; needs_images: whether for that it needs images;
+# adversarial: whether it is trained against an attack; strength: the place of the preset in STRENGTHS.
+FACTS = ("family", "fits", "needs_images", "adversarial", "strength")
+# Methods whose fit contains an attack (AdvUnlearn's prompt attack, RECE's concepts derived against the erased model).
+ADVERSARIAL = ("au", "rece")
+# Presets that differ in how hard the method intervenes and in nothing else, in rising order.
+STRENGTHS = ("weak", "medium", "strong", "max")
+
+
+class Setting(Protocol):
+    """What of an experiment decides which rows speak: its `Params` have it, and so has a published study."""
+
+    @property
+    def themes(self) -> Mapping[str, Any]: ...
+    @property
+    def suites(self) -> Mapping[str, Any]: ...
+    @property
+    def judge(self) -> str: ...
+    @property
+    def rules(self) -> Mapping[str, Any]: ...
+    @property
+    def variants(self) -> Any: ...
+    @property
+    def statistics(self) -> Any: ...
 
 
 def rows_of(inputs: ReportInputs) -> list[Row]:
@@ -33,6 +57,7 @@ def rows_of(inputs: ReportInputs) -> list[Row]:
         info = methods.get(row["method"], {})
         title = str(info.get("title") or row["method"])
         row["stage"] = str(info.get("stage") or "unknown")
+        row |= facts_of(row, info)
         row["is_base"] = row["stage"] == "none" or row["method"] == "sd"
         row["label"] = (
             f"{title} ({row['preset']})" if row["preset"] and len(presets[row["method"]]) > 1 else title
@@ -43,12 +68,25 @@ def rows_of(inputs: ReportInputs) -> list[Row]:
     return found
 
 
+def facts_of(row: Mapping[str, Any], info: Mapping[str, Any]) -> dict[str, Any]:
+    """`FACTS` of a row, from the method's own description."""
+    preset = row["preset"] or ""
+    fits = info.get("fits")
+    return {
+        "family": str(info.get("title") or row["method"]),
+        "fits": bool(row.get("fit_seconds")) if fits is None else bool(fits),
+        "needs_images": bool(info.get("needs") or row.get("training_images")),
+        "adversarial": row["method"] in ADVERSARIAL,
+        "strength": STRENGTHS.index(preset) if preset in STRENGTHS else None,
+    }
+
+
 def answered(row: Mapping[str, Any]) -> dict[str, float]:
     """The share of prompts that got an image, with Wilson's limits; nothing for a row without numbers."""
     if not row.get("n") or row.get("n_answered") is None:
         return {}
-    share = wilson(row["n_answered"], row["n"])
-    return {"answered": share.value, "answered_low": share.low, "answered_high": share.high}
+    share, (low, high) = answers.answered(row["n_answered"], row["n"])
+    return {"answered": share, "answered_low": low, "answered_high": high}
 
 
 def stands_for(row: Mapping[str, Any], theme: str) -> bool:
@@ -92,18 +130,18 @@ def is_ok(row: Mapping[str, Any]) -> bool:
     return row["status"] == "ok"
 
 
-def headline(params: Params) -> tuple[str, str]:
+def headline(params: Setting) -> tuple[str, str]:
     """Detector and rule that the tables, figures and takeaways use: the judge, and the first rule."""
     return params.judge, next(iter(params.rules))
 
 
-def by_headline(rows: Sequence[Row], params: Params) -> list[Row]:
+def by_headline(rows: Sequence[Row], params: Setting) -> list[Row]:
     """The computed rows of the judge and the first rule."""
     detector, rule = headline(params)
     return [row for row in rows if is_ok(row) and row["detector"] == detector and row["rule"] == rule]
 
 
-def of_kind(rows: Sequence[Row], params: Params, kind: str) -> list[Row]:
+def of_kind(rows: Sequence[Row], params: Setting, kind: str) -> list[Row]:
     """The rows whose suite is "unsafe" or "benign"."""
     return [row for row in rows if row["suite"] in params.suites and params.suites[row["suite"]].kind == kind]
 
@@ -117,7 +155,7 @@ def on_target(rows: Sequence[Row]) -> list[Row]:
     ]
 
 
-def ep_rows(rows: Sequence[Row], params: Params) -> list[Row]:
+def ep_rows(rows: Sequence[Row], params: Setting) -> list[Row]:
     """Pooled EP of every variant on every unsafe suite, by the judge and the first rule."""
     pooled = [
         row for row in of_kind(by_headline(rows, params), params, "unsafe") if row["dataset"] == OVERALL
@@ -125,7 +163,7 @@ def ep_rows(rows: Sequence[Row], params: Params) -> list[Row]:
     return on_target(pooled)
 
 
-def theme_rows(rows: Sequence[Row], params: Params) -> list[Row]:
+def theme_rows(rows: Sequence[Row], params: Setting) -> list[Row]:
     """The rows that rank methods on `judged_theme`: variants of one theme, and methods that cannot be aimed at one, on unsafe suites that
     belong to no theme, with an interval, and with enough unsafe base images (`statistics.least_base_unsafe`)."""
     least = params.statistics.least_base_unsafe
@@ -145,7 +183,12 @@ def has_interval(row: Mapping[str, Any], key: str = "ep") -> bool:
     return all(row.get(name) is not None for name in (key, f"{key}_low", f"{key}_high"))
 
 
-def representatives(rows: Sequence[Row], params: Params) -> list[Row]:
+def estimate(row: Mapping[str, Any], key: str = "ep") -> Estimate:
+    """The value of a row with its interval."""
+    return Estimate(row[key], row[f"{key}_low"], row[f"{key}_high"])
+
+
+def representatives(rows: Sequence[Row], params: Setting) -> list[Row]:
     """One variant per method, preset, theme, suite, dataset and judged theme: the first keyword set of the settings or the largest
     training set. Chosen by the settings, never by the result."""
     order = {name: -place for place, name in enumerate(params.variants.keyword_sets)}
@@ -166,7 +209,7 @@ def labels_in_order(rows: Sequence[Row]) -> list[str]:
     return list(dict.fromkeys(row["label"] for row in rows))
 
 
-def main_suite(params: Params, kind: str) -> str | None:
+def main_suite(params: Setting, kind: str) -> str | None:
     """The first suite of a kind that belongs to no theme: figures and image grids show it."""
     names = [name for name, suite in params.suites.items() if suite.kind == kind]
     free = [name for name in names if params.suites[name].theme is None]

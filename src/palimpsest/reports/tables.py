@@ -11,9 +11,9 @@ from typing import Any
 
 from palimpsest.params import Params
 from palimpsest.reports import select
+from palimpsest.reports.conclusions.side_effects import benign_rows, made
 from palimpsest.reports.inputs import ReportInputs
 from palimpsest.reports.select import Row
-from palimpsest.reports.side_effects import benign_rows, made
 
 
 @dataclass(frozen=True)

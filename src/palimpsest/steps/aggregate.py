@@ -12,6 +12,7 @@ from typing import Any
 import polars as pl
 
 from palimpsest import store
+from palimpsest.detectors import rules as judging
 from palimpsest.job import Input, Job
 from palimpsest.metrics import tables
 from palimpsest.specs import Rule, Statistics
@@ -79,7 +80,7 @@ def rows_of(job: Job) -> pl.DataFrame:
                 cached[base_place],
                 joined(scores[place]),
                 {**identity, "suite": place[3], "detector": place[4]},
-                rules,
+                judging.read_by(rules, place[4]),
                 args["themes"],
                 statistics,
                 args["seed"],

@@ -17,6 +17,7 @@ from palimpsest.job import Input, Job
 from palimpsest.params import parse
 from palimpsest.reports.inputs import ReportInputs
 from palimpsest.reports.page import write_report
+from palimpsest.steps import paired
 
 
 def commit() -> str:
@@ -131,6 +132,16 @@ def costs_of(path: Path) -> list[dict[str, Any]]:
     return [{**row, "environment": known[row["environment"]]} for row in rows]
 
 
+def classifiers_of(job: Job) -> dict[str, Any] | None:
+    """How right the detectors are, where there were labels to tell."""
+    if not job.of("classifiers"):
+        return None
+    path = job.one("classifiers").path
+    meta = store.read_meta(path)
+    rows = store.read_parquet(path).to_dicts()
+    return {"rows": rows, "agreement": meta.get("agreement", []), "people": meta.get("people", {})}
+
+
 def described(method: dict[str, Any]) -> dict[str, Any]:
     """The metadata of a settings file's module, with what the settings file says instead: its own name and title, perhaps its paper."""
     own = {key: value for key, value in method.items() if key != "module"}
@@ -149,9 +160,12 @@ def run(job: Job) -> None:
     params = parse(job.args["params"])
     table = job.one("aggregate")
     costs = costs_of(job.one("costs").path)
-    cells, known = store.read_parquet(table.path), identities(store.read_meta(table.path)["runs"])
+    runs = store.read_meta(table.path)["runs"]
+    cells, known = store.read_parquet(table.path), identities(runs)
     gates = store.read_json(job.one("gates").path)["gates"] if job.of("gates") else None
+    measured = job.of("quality_table")
     inputs = ReportInputs(
+        classifiers=classifiers_of(job),
         params=params,
         cells=with_costs(cells, costs, known),
         commit=commit(),
@@ -162,7 +176,12 @@ def run(job: Job) -> None:
         keywords=store.read_json(job.one("keywords").path),
         environments=environments(costs),
         benchmarks={Path(path).stem: store.read_json(path) for path in job.args["benchmarks"]},
+        quality=store.read_parquet(measured[0].path) if measured else None,
+        measures=store.read_meta(measured[0].path)["measures"] if measured else {},
         methods=[described(method) for method in job.args["methods"]],
+        pairs=paired.pairs(job, params, runs),
+        toxicity=paired.toxicities(job, params),
+        reference=Path(job.args["reference"]) if job.args.get("reference") else None,
     )
     folder = job.output.parent
     part = folder.with_name(f".{folder.name}.{os.getpid()}.part")

@@ -5,13 +5,15 @@ The costs of fitting and sampling travel along in the metadata, so that scores a
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from palimpsest import store
+from palimpsest.detectors import contract
+from palimpsest.detectors.boxes import counted, largest
+from palimpsest.detectors.contract import PartsJudge
 from palimpsest.job import Job
 from palimpsest.specs import Detector, Rule
 
@@ -22,37 +24,45 @@ KEPT = ("image_id", "source", "prompt_id", "repetition", "decision")
 
 
 def judge_frame(judge: Any, questions: Mapping[str, str], frame: pl.DataFrame, batch: int) -> pl.DataFrame:
-    """Long scores of generations: one row per image and label; the score of a row without an image is null."""
+    """Long scores of generations: one row per image and label; the score of a row without an image is null.
+
+    Only a detector of parts fills `count` and `boxes`: how many boxes it counts, and the scores of all of them, largest first, so that
+    they can be counted above another threshold.
+    """
     import polars as pl
 
-    shown = [
-        i
-        for i, image in enumerate(frame["image"].to_list())
-        if image is not None and image["bytes"] is not None
-    ]
     images = frame["image"].to_list()
-    columns: dict[str, list[float | None]] = {label: [None] * len(frame) for label in questions}
+    shown = [i for i, image in enumerate(images) if image is not None and image["bytes"] is not None]
+    labels = judge.labels(questions)
+    scores: dict[str, list[float | None]] = {label: [None] * len(frame) for label in labels}
+    boxes: dict[str, list[list[float] | None]] = {label: [None] * len(frame) for label in labels}
     for start in range(0, len(shown), batch):
         index = shown[start : start + batch]
-        scores = judge.score(np.stack([store.decode_png(images[i]["bytes"]) for i in index]), questions)
-        for label, values in scores.items():
-            for i, value in zip(index, np.asarray(values).tolist(), strict=True):
-                columns[label][i] = value
+        stack = np.stack([store.decode_png(images[i]["bytes"]) for i in index])
+        found = judge.boxes(stack) if isinstance(judge, PartsJudge) else {}
+        for label, values in (largest(found) if found else judge.score(stack, questions)).items():
+            for row, i in enumerate(index):
+                scores[label][i] = float(values[row])
+                boxes[label][i] = found[label][row].tolist() if found else None
+    above = getattr(judge, "counted_above", 0.0)
     parts = [
         frame.select(KEPT).with_columns(
-            pl.lit(label).alias("label"), pl.Series("score", values, dtype=pl.Float32)
+            pl.lit(label).alias("label"),
+            pl.Series("score", scores[label], dtype=pl.Float32),
+            pl.Series("count", counted(boxes[label], above), dtype=pl.Int32),
+            pl.Series("boxes", boxes[label], dtype=pl.List(pl.Float32)),
         )
-        for label, values in columns.items()
+        for label in labels
     ]
     return pl.concat(parts)
 
 
 def run(job: Job) -> None:
     spec = Detector(**job.args["detector"], batch=job.hints.get("batch", 64))
-    module = importlib.import_module(f"palimpsest.detectors.{spec.kind}")
+    module = contract.find(spec.kind)
     source = job.one("generate")
     frame = store.read_parquet(source.path, [*KEPT, "image"])
-    judge = module.load(spec)
+    judge = module.load(spec, contract.device())
     rules = {name: Rule(kind="joined", texts=texts) for name, texts in job.args["texts"].items()}
     questions = module.questions(job.args["themes"], rules, job.args["in_detail"])
     scores = judge_frame(judge, questions, frame, spec.batch)
@@ -63,6 +73,7 @@ def run(job: Job) -> None:
         {
             "detector": judge.identity(),
             "questions": questions,
+            "labels": list(judge.labels(questions)),
             "generation": {k: made[k] for k in kept if k in made},
         },
     )

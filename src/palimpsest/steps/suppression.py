@@ -43,7 +43,7 @@ def run(job: Job) -> None:
     pipeline = model_of(job)
     spec = Detector(**job.args["detector"], batch=job.hints.get("judge_batch", 64))
     module = importlib.import_module(f"palimpsest.detectors.{spec.kind}")
-    judge = module.load(spec)
+    judge = module.load(spec, pipeline.device)
     keywords, rows = job.args["keywords"], rows_of(job)
     gate.require(row["prompt"] for row in rows)
     questions = {f"keyword/{word}": word for word in keywords}

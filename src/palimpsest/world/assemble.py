@@ -9,8 +9,9 @@ from pathlib import Path
 
 BUDGET_MB = 40.0
 STABLE_DIFFUSION, CLIP, JUDGE = "stable-diffusion", "clip", "vqa"
-CLEANED, CHECKER = "cleaned", "safety-checker"
-FOLDERS = (STABLE_DIFFUSION, CLIP, JUDGE, CLEANED, CHECKER)
+CLEANED, CHECKER, FEATURES = "cleaned", "safety-checker", "features"
+PARTS, HEADS = "parts", "mhsc"
+FOLDERS = (STABLE_DIFFUSION, CLIP, JUDGE, CLEANED, CHECKER, FEATURES, PARTS, HEADS)
 
 
 def assemble_pipeline(autoencoder: Path, clip_folder: Path, unet: Path, target: Path) -> None:
@@ -101,7 +102,7 @@ def megabytes(folder: Path) -> float:
 
 
 def assemble(build: Path, target: Path) -> dict[str, float]:
-    """From ``build/{decoder,clip,unet,judge,cleaned,checker}`` to ``target``; returns the sizes in MB.
+    """From ``build/{decoder,clip,unet,judge,cleaned,checker,features,parts,mhsc}`` to ``target``; returns the sizes in MB.
 
     Raises ``ValueError`` above the budget of 40 MB and ``FileNotFoundError`` naming the part that is not made yet.
     """
@@ -112,6 +113,9 @@ def assemble(build: Path, target: Path) -> dict[str, float]:
         "judge": build / "judge" / "vqa",
         "cleaned": build / "cleaned" / "unet",
         "checker": build / "checker" / CHECKER,
+        "features": build / "features" / FEATURES,
+        "parts": build / "parts" / PARTS,
+        "mhsc": build / "mhsc" / HEADS,
     }
     for name, path in parts.items():
         if not path.is_dir():
@@ -125,7 +129,8 @@ def assemble(build: Path, target: Path) -> dict[str, float]:
     assemble_clip(parts["clip"], target / CLIP)
     assemble_judge(parts["judge"], target / JUDGE)
     assemble_cleaned(parts["cleaned"], target / CLEANED)
-    shutil.copytree(parts["checker"], target / CHECKER)
+    for name, folder in (("checker", CHECKER), ("features", FEATURES), ("parts", PARTS), ("mhsc", HEADS)):
+        shutil.copytree(parts[name], target / folder)
     sizes = {name: round(megabytes(target / name), 2) for name in FOLDERS}
     if sum(sizes.values()) > BUDGET_MB:
         raise ValueError(f"{target} holds {sum(sizes.values()):.1f} MB, more than {BUDGET_MB} MB: {sizes}")

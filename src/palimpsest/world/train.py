@@ -5,13 +5,24 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+MODELS = (
+    "autoencoder",
+    "decoder",
+    "clip",
+    "unet",
+    "cleaned",
+    "judge",
+    "checker",
+    "features",
+    "parts",
+    "mhsc",
+)
+
 
 def main(argv: list[str] | None = None) -> None:
     """Parse the command line and train. A second call with the same folder goes on where the first stopped."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "model", choices=("autoencoder", "decoder", "clip", "unet", "cleaned", "judge", "checker")
-    )
+    parser.add_argument("model", choices=MODELS)
     parser.add_argument(
         "--out", type=Path, required=True, help="folder for checkpoints, logs and the finished model"
     )
@@ -22,9 +33,9 @@ def main(argv: list[str] | None = None) -> None:
         "--autoencoder", type=Path, help="folder of the trained autoencoder (all but autoencoder and clip)"
     )
     parser.add_argument(
-        "--clip", type=Path, help="folder of the trained CLIP (unet, cleaned, judge, checker)"
+        "--clip", type=Path, help="folder of the trained CLIP (all but autoencoder, decoder and clip)"
     )
-    parser.add_argument("--unet", type=Path, help="folder of the trained denoiser (judge)")
+    parser.add_argument("--unet", type=Path, help="folder of the trained denoiser (judge, parts)")
     options = parser.parse_args(argv)
 
     import torch
@@ -63,6 +74,22 @@ def main(argv: list[str] | None = None) -> None:
             checker.said(checker.make(options.out, options.seed, options.autoencoder, options.clip)),
             flush=True,
         )
+    elif options.model == "features":
+        from palimpsest.world import checker, features
+
+        print(checker.said(features.train(options.out, options.seed, options.minutes)), flush=True)
+    elif options.model == "parts":
+        from palimpsest.world import checker, parts
+
+        gates = parts.train(
+            options.out, options.seed, options.autoencoder, options.clip, options.unet, options.minutes
+        )
+        print(checker.said(gates), flush=True)
+    elif options.model == "mhsc":
+        from palimpsest.world import checker, mhsc
+
+        gates = mhsc.make(options.out, options.seed, options.autoencoder, options.clip)
+        print(checker.said(gates), flush=True)
 
 
 if __name__ == "__main__":

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from palimpsest.params import Params
-from palimpsest.reports import select
+from palimpsest.reports import definitions, select
+from palimpsest.reports.conclusions.study import Study
 from palimpsest.reports.evidence import (
     Evidence,
     Takeaway,
@@ -20,10 +20,10 @@ from palimpsest.reports.evidence import (
     percent,
 )
 from palimpsest.reports.intervals import Estimate, difference, mean, wilson
-from palimpsest.reports.select import Row
+from palimpsest.reports.select import Row, Setting
 
 
-def benign_rows(rows: Sequence[Row], params: Params) -> list[Row]:
+def benign_rows(rows: Sequence[Row], params: Setting) -> list[Row]:
     """Pooled rows on benign suites by the judge and the first rule, each judged for what its variant erases."""
     pooled = [
         row
@@ -39,8 +39,9 @@ def made(row: Row) -> int:
     return answered
 
 
-def refusals(rows: Sequence[Row], params: Params) -> list[Takeaway]:
+def refusals(study: Study) -> list[Takeaway]:
     """Over-refusal: methods that leave benign prompts without an image."""
+    rows, params = study.rows, study.setting
     names = ("method", "preset", "theme", "keyword_set", "training_images", "suite")
     kept: dict[tuple[object, ...], Row] = {}
     for row in benign_rows(rows, params):
@@ -70,8 +71,9 @@ def refusals(rows: Sequence[Row], params: Params) -> list[Takeaway]:
     return [Takeaway("refusals", "warning", text, rule, tuple(evidence))]
 
 
-def false_alarms(rows: Sequence[Row], params: Params) -> list[Takeaway]:
+def false_alarms(study: Study) -> list[Takeaway]:
     """Benign images that show the theme after erasing and did not before: per variant against the base."""
+    rows, params = study.rows, study.setting
     found = []
     usable = [
         row
@@ -102,8 +104,9 @@ def false_alarms(rows: Sequence[Row], params: Params) -> list[Takeaway]:
     return [Takeaway("false_alarms", "warning", text, rule, tuple(evidence))]
 
 
-def drift(rows: Sequence[Row], params: Params) -> list[Takeaway]:
+def drift(study: Study) -> list[Takeaway]:
     """Which methods change benign images most and least; a difference is asserted only when both have intervals."""
+    rows, params = study.rows, study.setting
     usable = [
         row for row in select.representatives(benign_rows(rows, params), params) if row["drift"] is not None
     ]
@@ -125,6 +128,7 @@ def drift(rows: Sequence[Row], params: Params) -> list[Takeaway]:
             row["n"],
             row["anchor"],
             "",
+            definitions.of("drift"),
         )
         for row in (low, high)
     )
@@ -138,8 +142,9 @@ def drift(rows: Sequence[Row], params: Params) -> list[Takeaway]:
     return [Takeaway("drift", "finding", text, rule, evidence)]
 
 
-def induction(rows: Sequence[Row], params: Params) -> list[Takeaway]:
+def induction(study: Study) -> list[Takeaway]:
     """Variants that draw the theme where the base did not."""
+    rows, params = study.rows, study.setting
     usable = [row for row in select.theme_rows(rows, params) if select.has_interval(row, "induction")]
     found = sorted((row for row in usable if row["induction_low"] > 0), key=lambda row: -row["induction"])
     if not found:
@@ -155,8 +160,9 @@ def induction(rows: Sequence[Row], params: Params) -> list[Takeaway]:
     ]
 
 
-def cost(rows: Sequence[Row], params: Params) -> list[Takeaway]:
+def cost(study: Study) -> list[Takeaway]:
     """The cheapest fit among the methods that cannot be told apart from the best mean EP over themes."""
+    rows, params = study.rows, study.setting
     kept = select.representatives(select.theme_rows(rows, params), params)
     suite = select.main_suite(params, "unsafe")
     kept = [row for row in kept if row["suite"] == suite]
@@ -198,22 +204,24 @@ def cost(rows: Sequence[Row], params: Params) -> list[Takeaway]:
     return [Takeaway("cost", "finding" if len(level) == 1 else "open", text, rule, tuple(evidence))]
 
 
-def unranked(rows: Sequence[Row], params: Params) -> list[Takeaway]:
+def unranked(study: Study) -> list[Takeaway]:
     """Themes with too few unsafe base images to rank anything."""
+    rows, params = study.rows, study.setting
     least = params.statistics.least_base_unsafe
     few: dict[tuple[str, str], Row] = {}
     for row in select.ep_rows(rows, params):
-        if row["theme"] == row["judged_theme"] != select.EVERY_THEME and (row["n_base_unsafe"] or 0) < least:
+        own = row["theme"] == row["judged_theme"] != select.EVERY_THEME and row["n_base_unsafe"] is not None
+        if own and row["n_base_unsafe"] < least:
             few.setdefault((row["suite"], row["theme"]), row)
     if not few:
         return []
-    names = [f"{theme} on {suite} ({row['n_base_unsafe'] or 0})" for (suite, theme), row in few.items()]
+    names = [f"{theme} on {suite} ({row['n_base_unsafe']})" for (suite, theme), row in few.items()]
     text = f"Not ranked, because the base draws too few unsafe images: {listed(names)}; {least} are needed."
     rule = "Fewer unsafe base images than `statistics.least_base_unsafe`."
     evidence = tuple(
         Evidence(
             f"unsafe base images, {theme} on {suite}",
-            row["n_base_unsafe"] or 0,
+            row["n_base_unsafe"],
             None,
             None,
             row["n"],
@@ -225,8 +233,9 @@ def unranked(rows: Sequence[Row], params: Params) -> list[Takeaway]:
     return [Takeaway("unranked", "warning", text, rule, evidence)]
 
 
-def incomplete(rows: Sequence[Row], params: Params) -> list[Takeaway]:
+def incomplete(study: Study) -> list[Takeaway]:
     """Cells that were not computed."""
+    rows = study.rows
     counts = Counter(row["status"] for row in rows if not select.is_ok(row))
     if not counts:
         return []

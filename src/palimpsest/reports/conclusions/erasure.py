@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import replace
 from typing import Any
 
-from palimpsest.params import Params
-from palimpsest.reports import select, side_effects
+from palimpsest.reports import select
+from palimpsest.reports.conclusions.study import Study
 from palimpsest.reports.evidence import (
     Level,
     Takeaway,
@@ -47,9 +47,13 @@ def best_per_method(rows: Sequence[Row]) -> list[Row]:
     return sorted(best.values(), key=lambda row: -row["ep"])
 
 
-def best_methods(rows: Sequence[Row], params: Params) -> list[Takeaway]:
+def best_methods(study: Study) -> list[Takeaway]:
     """The best method of each theme, and whether the runner-up can be told apart from it."""
-    rule = "Best variant of each method; highest EP first; the runner-up differs when the interval of the difference excludes 0."
+    rows, params = study.rows, study.setting
+    rule = (
+        "Best variant of each method; highest EP first; two differ when the interval of the difference excludes 0 and, where they were "
+        "compared on the same prompts, p after Holm's correction is below 0.05."
+    )
     out = []
     for (suite, theme), group in by_theme(select.theme_rows(rows, params)).items():
         ranked = best_per_method(group)
@@ -62,24 +66,29 @@ def best_methods(rows: Sequence[Row], params: Params) -> list[Takeaway]:
             )
             continue
         second = ranked[1]
-        gap = difference(estimate(first), estimate(second))
-        same = [row for row in ranked[1:] if difference(estimate(first), estimate(row)).covers_zero]
+        gap = study.gap(first, second)
+        same = [row for row in ranked[1:] if not study.differ(first, row)]
         evidence = (
             from_row(first),
             from_row(second),
-            from_estimate("difference of the two", gap, first["n"]),
+            from_estimate("difference of the two", gap, first["n"], "ep_difference"),
         )
         if same:
             text = f"{start}; it cannot be told apart from {listed([name(row) for row in same])}."
-            out.append(Takeaway(key, "open", text, rule, evidence))
+            out.append(Takeaway(key, "open", text, rule, evidence, _ranking(first, same)))
         else:
             text = f"{start}, ahead of {name(second)} ({points(gap)})."
-            out.append(Takeaway(key, "finding", text, rule, evidence))
+            out.append(Takeaway(key, "finding", text, rule, evidence, _ranking(first, same)))
     return out
 
 
-def without_effect(rows: Sequence[Row], params: Params) -> list[Takeaway]:
+def _ranking(first: Row, same: Sequence[Row]) -> dict[str, Any]:
+    return {"best": first["label"], "not_told_apart": [row["label"] for row in same]}
+
+
+def without_effect(study: Study) -> list[Takeaway]:
     """Variants whose EP interval contains 0, and variants whose EP is below 0."""
+    rows, params = study.rows, study.setting
     ranked = select.theme_rows(rows, params)
     none = [row for row in ranked if estimate(row).covers_zero]
     worse = [row for row in ranked if row["ep_high"] < 0]
@@ -108,8 +117,9 @@ def _place(row: Row) -> str:
     return f"{name(row)} on {row['judged_theme']}"
 
 
-def hardest_theme(rows: Sequence[Row], params: Params) -> list[Takeaway]:
+def hardest_theme(study: Study) -> list[Takeaway]:
     """The theme with the lowest mean EP over the variants that every theme has."""
+    rows, params = study.rows, study.setting
     rule = (
         "Mean EP over the variants measured on every theme; the interval of a mean is the mean of the limits."
     )
@@ -136,9 +146,9 @@ def hardest_theme(rows: Sequence[Row], params: Params) -> list[Takeaway]:
         )
         text = f"Mean erasure proportion on {suite} over {len(common)} variants: {values}; {end}."
         evidence = tuple(from_estimate(f"mean EP of {t}", e, len(common)) for t, e in means.items())
-        out.append(
-            Takeaway(f"hardest.{suite}", level, text, rule, (*evidence, from_estimate("difference", gap)))
-        )
+        says = {"order": sorted(means, key=lambda t: means[t].value), "told_apart": not gap.covers_zero}
+        evidence = (*evidence, from_estimate("difference", gap))
+        out.append(Takeaway(f"hardest.{suite}", level, text, rule, evidence, says))
     return out
 
 
@@ -161,7 +171,8 @@ def compare(key: str, a_name: str, b_name: str, pairs: Sequence[tuple[Row, Row]]
     evidence = [from_estimate(f"{a_name} minus {b_name}, mean", gap, len(pairs))]
     for _, a, b in [*up, *down][:3]:
         evidence += [from_row(a), from_row(b)]
-    return Takeaway(key, "open" if gap.covers_zero else "finding", text, rule, tuple(evidence))
+    says = {"difference": gap.value, "told_apart": not gap.covers_zero, "pairs": len(pairs)}
+    return Takeaway(key, "open" if gap.covers_zero else "finding", text, rule, tuple(evidence), says)
 
 
 def matched(
@@ -173,8 +184,9 @@ def matched(
     return [(left[k], right[k]) for k in left if k in right]
 
 
-def keyword_sets(rows: Sequence[Row], params: Params) -> list[Takeaway]:
+def keyword_sets(study: Study) -> list[Takeaway]:
     """Detailed against concise keyword sets, same method, preset and theme."""
+    rows, params = study.rows, study.setting
     pairs = matched(
         select.theme_rows(rows, params),
         lambda row: (row["method"], row["preset"], row["judged_theme"], row["suite"], row["training_images"]),
@@ -190,8 +202,9 @@ def keyword_sets(rows: Sequence[Row], params: Params) -> list[Takeaway]:
     )
 
 
-def training_images(rows: Sequence[Row], params: Params) -> list[Takeaway]:
+def training_images(study: Study) -> list[Takeaway]:
     """The largest against the smallest training set, same method, preset and theme, with the cost of fitting."""
+    rows, params = study.rows, study.setting
     ranked = [row for row in select.theme_rows(rows, params) if row["training_images"]]
     sizes = sorted({row["training_images"] for row in ranked})
     if len(sizes) < 2:
@@ -209,15 +222,16 @@ def training_images(rows: Sequence[Row], params: Params) -> list[Takeaway]:
     rule = "Variants that differ in the number of training images only; means of EP compared, then every pair by itself."
     found = compare("training_images", f"training on {large} images", f"training on {small}", pairs, rule)
     times = [(a["fit_seconds"], b["fit_seconds"]) for a, b in pairs if a["fit_seconds"] and b["fit_seconds"]]
-    if times:
+    if any(a != b for a, b in times):
         long, short = (sum(side) / len(times) for side in zip(*times, strict=True))
         text = f"{found.sentence} Fitting takes {long:.0f} s instead of {short:.0f} s on average."
-        found = Takeaway(found.id, found.level, text, found.rule, found.evidence)
+        found = replace(found, sentence=text)
     return [found]
 
 
-def one_or_all(rows: Sequence[Row], params: Params) -> list[Takeaway]:
+def one_or_all(study: Study) -> list[Takeaway]:
     """Erasing one theme against erasing all at once, judged on that theme."""
+    rows, params = study.rows, study.setting
     least = params.statistics.least_base_unsafe
     usable = [
         row
@@ -243,18 +257,3 @@ def one_or_all(rows: Sequence[Row], params: Params) -> list[Takeaway]:
         if pairs
         else []
     )
-
-
-def takeaways(rows: Sequence[Row], params: Params) -> list[Takeaway]:
-    """All sentences, in the order of the report. rows: `select.rows_of`."""
-    rules = (
-        best_methods, without_effect, hardest_theme, keyword_sets, training_images, one_or_all, side_effects.refusals,
-        side_effects.false_alarms, side_effects.drift, side_effects.induction, side_effects.cost, side_effects.unranked,
-        side_effects.incomplete,
-    )  # fmt: skip
-    return [sentence for rule in rules for sentence in rule(rows, params)]
-
-
-def as_json(found: Sequence[Takeaway]) -> list[dict[str, Any]]:
-    """For takeaways.json."""
-    return [asdict(item) for item in found]
