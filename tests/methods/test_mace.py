@@ -294,7 +294,7 @@ def distance(tensor, expected):
 
 def gram_matrices(pipeline, settings):
     pairs = mace.pairs(TARGET, settings)
-    return [mace.moments_of(pipeline, word, other, settings)[0] for word, other in pairs]
+    return [moments for moments, _ in mace.moments_of(pipeline, pairs, settings)]
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -345,7 +345,7 @@ def test_strong_captions_keep_what_they_give_and_the_keywords_change(pipeline):
 def test_refinement_takes_the_keyword_out_of_the_words_around_it(pipeline):
     """What the contexts give comes closer to what their partners give, the more so the smaller the ridge."""
     settings, word, errors = short("t14_object"), "blue gear", []
-    (found, *_) = mace.moments_of(pipeline, word, "robot", settings)
+    ((found, _),) = mace.moments_of(pipeline, [(word, "robot")], settings)
     weight = torch.from_numpy(next(iter(layers(pipeline).values())))
     for lamb in (1e9, 10.0, 1e-3):
         change = _refinement.refinement([found], torch.zeros(32, 32).double(), lamb)

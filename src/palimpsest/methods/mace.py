@@ -12,7 +12,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, field_validator
@@ -183,20 +183,35 @@ def tokens_of(pipeline: Pipeline, prompts: Sequence[str]) -> list[list[int]]:
     return found
 
 
-def moments_of(
-    pipeline: Pipeline, word: str, other: str, settings: Settings
-) -> tuple[Moments, Tensor, list[list[int]]]:
-    """Gram matrices of one keyword's prompts, the prompts' embeddings [P, L, D] and their token ids."""
-    from palimpsest.methods import _refinement
+Prompts = tuple["Tensor", list[list[int]]]
+
+
+def prompts_of(pipeline: Pipeline, text: str, settings: Settings) -> Prompts:
+    """The templates filled with a text: their embeddings [P, L, D] and token ids."""
     from palimpsest.sampling.embeddings import encode
 
-    old, new = ([template.format(text) for template in settings.templates] for text in (word, other))
-    embedded = encode(pipeline, [*old, *new], settings.forward_batch).float()
-    ids, others = tokens_of(pipeline, old), tokens_of(pipeline, new)
-    length = embedded.shape[1]
-    positions = [_refinement.kept_positions(a, b, length) for a, b in zip(ids, others, strict=True)]
-    mine = embedded[: len(old)]
-    return _refinement.moments(mine, embedded[len(old) :], positions), mine, ids
+    filled = [template.format(text) for template in settings.templates]
+    return encode(pipeline, filled, settings.forward_batch).float(), tokens_of(pipeline, filled)
+
+
+def moments_of(
+    pipeline: Pipeline, words: Sequence[tuple[str, str]], settings: Settings
+) -> Iterator[tuple[Moments, Prompts]]:
+    """Gram matrices and prompts of each keyword. words: see `pairs`; what several keywords have in common in their
+    place is encoded once.
+    """
+    from palimpsest.methods import _refinement
+
+    others: dict[str, Prompts] = {}
+    for word, other in words:
+        if other not in others:
+            others[other] = prompts_of(pipeline, other, settings)
+        mine, theirs = prompts_of(pipeline, word, settings), others[other]
+        length = mine[0].shape[1]
+        positions = [
+            _refinement.kept_positions(a, b, length) for a, b in zip(mine[1], theirs[1], strict=True)
+        ]
+        yield _refinement.moments(mine[0], theirs[0], positions), mine
 
 
 def examples_of(
@@ -248,8 +263,7 @@ def fit(pipeline: Pipeline, target: Target, data: TrainingData, settings: Settin
     own = dict(base.named_parameters())
     weights = {n: own[n].detach().double().cpu() for n in weight_names(base, ("to_k", "to_v"))}
     found, examples = [], []
-    for word, other in words:
-        moments, texts, ids = moments_of(pipeline, word, other, settings)
+    for (word, _), (moments, (texts, ids)) in zip(words, moments_of(pipeline, words, settings), strict=True):
         found.append(moments)
         examples.append(examples_of(pipeline, data, word, texts, ids, settings, seed))
     prior = prior_moment(pipeline, kept, settings)
