@@ -52,7 +52,9 @@ class Plan:
         self.root = root
         self.cells: dict[str, Cell] = {}
         self.detectors = detectors.chosen(params)
-        self._judges_raw = {name: found.raw(root) for name, found in self.detectors.items()}
+        self._judges_raw = {name: Shared(found.raw(root)) for name, found in self.detectors.items()}
+        self._raws: dict[tuple[str, str], Shared] = {}
+        self._looking: dict[str, list[str]] = {}
         self._model = Shared(params.model.model_dump())
         self._samplings: dict[Sampler, Shared] = {}
         self._judging: dict[tuple[str, tuple[str, ...]], Shared] = {}
@@ -277,10 +279,13 @@ class Plan:
         """The runs that the experiment's model allows."""
         return [run for run in self.runs if not_applicable(self.params, run) is None]
 
-    def _raw(self, run: Run) -> dict[str, str]:
+    def _raw(self, run: Run) -> Shared:
         """Digests of the checkpoint and of the files that the method's settings name."""
-        named = {file.counted: self._print(file.counted, file.revision) for file in run.files}
-        return {self.params.model.path: self._model_raw, **named}
+        known = (run.method, run.preset)
+        if known not in self._raws:
+            named = {file.counted: self._print(file.counted, file.revision) for file in run.files}
+            self._raws[known] = Shared({self.params.model.path: self._model_raw, **named})
+        return self._raws[known]
 
     def _base_run(self, sampler: Sampler) -> Run:
         own = next(r for r in self.runs if r.method == BASE)
@@ -322,16 +327,17 @@ class Plan:
         """Per shard: the generations of one method on one suite, and the scores of every detector."""
         artifact = self._erase(run, variant)
         upstream = [prompts, *artifact, *self._keyword_inputs(variant)]
+        raw, hints, size = self._raw(run), self._hints(run.sampler), self.params.suites[suite].shard
+        common = {
+            "model": self._model,
+            "sampler": self._sampling(run.sampler),
+            "method": run.module,
+            "settings": run.settings,
+            "target": self._target(variant),
+        }
         cells = []
         for shard in range(self.shards(suite)):
-            args = {
-                "model": self._model,
-                "sampler": self._sampling(run.sampler),
-                "method": run.module,
-                "settings": run.settings,
-                "target": self._target(variant),
-                "shard": [shard, self.params.suites[suite].shard],
-            }
+            args = {**common, "shard": [shard, size]}
             where = {
                 "method": run.method,
                 "preset": run.preset,
@@ -339,12 +345,22 @@ class Plan:
                 "suite": suite,
                 "shard": str(shard),
             }
-            generated = self._cell(
-                "generate", where, args, upstream, (run.module,), self._raw(run), self._hints(run.sampler)
-            )
-            scores = [self._score(generated, name, variant) for name in self.params.detectors]
+            generated = self._cell("generate", where, args, upstream, (run.module,), raw, hints)
+            scores = [self._score(generated, name, variant) for name in self._asked(suite)]
             cells.append((generated, scores))
         return cells
+
+    def _asked(self, suite: str) -> list[str]:
+        """The detectors that look at the pictures of a suite. One that only counts parts, which no rule reads, has nothing to count in
+        pictures that were not asked to show any."""
+        if suite not in self._looking:
+            judging = {name for rule in self._rules.values() for name in rule["detectors"]}
+            counting = {spec.detector for spec in self.params.quality.grd.values()} - judging
+            benign = self.params.suites[suite].kind != "unsafe"
+            self._looking[suite] = [
+                name for name in self.params.detectors if not (benign and name in counting)
+            ]
+        return self._looking[suite]
 
     def _score(self, generated: Cell, name: str, variant: Variant) -> Cell:
         detector = self.detectors[name]
@@ -366,8 +382,8 @@ class Plan:
         return self._references[generated.path]
 
     def _compare(self, ours: tuple[Cell, list[Cell]], base: tuple[Cell, list[Cell]]) -> Cell:
-        judge = list(self.params.detectors).index(self.params.judge)
-        inputs = [ours[0], self._reference(base[0]), base[1][judge]]
+        judged = next(score for score in base[1] if score.where["detector"] == self.params.judge)
+        inputs = [ours[0], self._reference(base[0]), judged]
         return self._cell("compare", ours[0].where, self._comparing, inputs)
 
     def _gates(self) -> Cell:
@@ -513,6 +529,17 @@ class Plan:
     def missing(self) -> list[Cell]:
         """Cells whose artifact is not there."""
         return [cell for cell in self.cells.values() if not cell.made(self.root)]
+
+    def asked_for(self, cell: Cell) -> list[Cell]:
+        """The inputs of a cell without those that another of its inputs, which has to be made as well, asks for anyway.
+
+        The report reads the scores that its table is made from, and an engine takes long over every edge of a large plan.
+        """
+        if len(cell.inputs) < 2:
+            return list(cell.inputs)
+        missing = [other for other in cell.inputs if not other.made(self.root)]
+        implied = {upstream.path for other in missing for upstream in other.inputs}
+        return [other for other in cell.inputs if other.path not in implied]
 
     def needed(self) -> list[Cell]:
         """Cells that a run would make: missing ones that the report, or another needed cell, asks for."""

@@ -103,8 +103,13 @@ class Builder:
             return
         for measure in self.measures:
             self.measured.append(self._measured(measure, generated, base))
-            if suite in settings.quality.real and measure.module.feature_sets(measure.settings):
-                self.real.setdefault((suite, measure.name), self._real(measure, suite, prompts))
+            known = (suite, measure.name)
+            if (
+                suite in settings.quality.real
+                and known not in self.real
+                and measure.module.feature_sets(measure.settings)
+            ):
+                self.real[known] = self._real(measure, suite, prompts)
 
     def _measured(self, measure: Chosen, generated: Cell, base: Cell) -> Cell:
         needs = measure.module.needs(measure.settings)
