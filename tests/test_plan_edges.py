@@ -35,14 +35,14 @@ def reached(made: plan.Plan, start: plan.Cell) -> set[str]:
 def test_naming_each_edge_once_leaves_nothing_out(built: plan.Plan) -> None:
     report = built.final
     named = built.asked_for(report)
-    assert built.aggregate in named and len(named) < 20 < len(report.inputs)
+    assert built.tables.aggregate in named and len(named) < 20 < len(report.inputs)
     assert reached(built, report) == {cell.path for cell in built.needed()}
 
 
 def test_when_the_table_is_there_the_report_names_the_scores_that_it_reads(
     tmp_path: Path, built: plan.Plan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    there = {built.aggregate.path}
+    there = {built.tables.aggregate.path}
     monkeypatch.setattr(plan.Cell, "made", lambda self, root: self.path in there)
     named = {cell.path for cell in built.asked_for(built.final)}
     scores = {cell.path for cell in built.final.inputs if cell.step == "compare"}

@@ -256,7 +256,7 @@ def link_latest(made: Plan) -> None:
     """Let `reports/<experiment>` lead to the report of this plan: the whole one, or the partial one that was just made."""
     report = made.root / made.final.path
     if not report.exists():
-        report = made.root / PATTERNS["report"].format(**made.final.where, key=made.latest_report.key)
+        report = made.root / PATTERNS["report"].format(**made.final.where, key=made.tables.latest_report.key)
     if not report.exists():
         return
     link = made.root / "reports" / made.params.experiment
