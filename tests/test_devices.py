@@ -109,7 +109,7 @@ from palimpsest import snake
 onstart:
     snake.one_job_per_gpu(workflow)
 rule all:
-    input: expand("{n}.done", n=range(6))
+    input: expand("{n}.done", n=range(4))
 rule paint:
     output: "{n}.done"
     resources: gpu=1
@@ -124,7 +124,10 @@ from pathlib import Path
 from palimpsest import devices
 {take}
 Path(snakemake.wildcards.n + ".began").write_text(str(time.time()) + " " + os.environ["CUDA_VISIBLE_DEVICES"])
-time.sleep(0.5)
+end = time.time() + 30
+while len(list(Path().glob("*.began"))) < int(os.environ["TOGETHER"]) and time.time() < end:
+    time.sleep(0.02)
+time.sleep(0.2)
 Path(snakemake.output[0]).write_text(str(time.time()))
 """.format(take=next(line for line in SCRIPT if line.startswith("devices.take(")))
 
@@ -134,13 +137,14 @@ def test_a_local_run_has_one_job_per_gpu(
     tmp_path, monkeypatch, asked: tuple[str, ...], together: int
 ) -> None:
     monkeypatch.setenv(devices.VISIBLE, "0,1")
+    monkeypatch.setenv("TOGETHER", str(together))
     (tmp_path / "Snakefile").write_text(SNAKEFILE)
     (tmp_path / "paint.py").write_text(PAINT)
-    command = [sys.executable, "-m", "snakemake", "--cores", "6", "--scheduler", "greedy", *asked]
+    command = [sys.executable, "-m", "snakemake", "--cores", "4", "--scheduler", "greedy", *asked]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     spans = []
-    for n in range(6):
+    for n in range(4):
         began, gpu = (tmp_path / f"{n}.began").read_text().split()
         spans.append((float(began), float((tmp_path / f"{n}.done").read_text()), gpu))
     most = max(sum(a <= start < b for a, b, _ in spans) for start, _, _ in spans)

@@ -89,6 +89,11 @@ def test_channels_last_makes_the_same_images_and_leaves_the_given_weights_alone(
     assert np.abs(images(made, sampler()) - images(pipeline, sampler())).max() <= 1
 
 
+def _entered(inside: list[bool], evaluated: list[int]) -> None:
+    inside.append(True)
+    evaluated.append(1)
+
+
 @pytest.mark.parametrize("method", ["sd", "sd_np", "safree"])
 def test_every_attention_is_the_fused_one_whatever_hangs_in_the_unet(pipeline, method, monkeypatch) -> None:
     used = {
@@ -96,18 +101,22 @@ def test_every_attention_is_the_fused_one_whatever_hangs_in_the_unet(pipeline, m
         "sd_np": lambda: sd_np.apply(pipeline, Artifact(), TARGET, sd_np.Settings()),
         "safree": lambda: safree.apply(pipeline, Artifact(), TARGET, safree.Settings()),
     }[method]()
+    inside: list[bool] = []
     calls: list[int] = []
     fused = F.scaled_dot_product_attention
-    monkeypatch.setattr(F, "scaled_dot_product_attention", lambda *a, **k: calls.append(1) or fused(*a, **k))
+    monkeypatch.setattr(
+        F, "scaled_dot_product_attention", lambda *a, **k: calls.extend(inside[-1:]) or fused(*a, **k)
+    )
     evaluated: list[int] = []
-    handle = used.unet.register_forward_pre_hook(lambda module, args: evaluated.append(1))
+    handles = [
+        used.unet.register_forward_pre_hook(lambda module, args: _entered(inside, evaluated)),
+        used.unet.register_forward_hook(lambda module, args, output: inside.clear()),
+    ]
     images(used, sampler())
-    handle.remove()
+    for handle in handles:
+        handle.remove()
     layers = sum(type(m).__name__ == "Attention" for m in used.unet.modules())
-    decoder = sum(type(m).__name__ == "Attention" for m in used.vae.decoder.modules())
-    # the text encoder has attention of its own, two layers per prompt that is encoded
-    assert layers == 10 and len(calls) >= layers * len(evaluated) + decoder
-    assert {type(p).__name__ for p in used.unet.attn_processors.values()} == {"AttnProcessor2_0"}
+    assert layers > 4 and evaluated and len(calls) == layers * len(evaluated)
 
 
 def test_compile_is_part_of_the_identity_only_where_it_is_on() -> None:
