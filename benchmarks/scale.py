@@ -23,7 +23,7 @@ import numpy as np
 import torch
 import true_size
 import updates
-from machine import clock, fastest, peak_since
+from machine import fastest, peak_since, worked
 from torch.utils.flop_counter import FlopCounterMode
 
 import sampling as compared
@@ -112,9 +112,9 @@ def ways(pipeline: Pipeline, sampler: Sampler, side: int) -> dict[str, Any]:
             pipeline.device.type == "cuda"
         ):  # elsewhere an image takes so long that a first one is like any other
             make(warm)
-        began = clock(pipeline.device)
+        began = worked(pipeline.device)
         pictures[name] = make(count)
-        seconds = (clock(pipeline.device) - began) / count
+        seconds = (worked(pipeline.device) - began) / count
         found[name] = {"seconds_per_image": seconds, "peak_memory_mb": peak()}
         print(f"  {name}: {seconds:.3f} s per image of {sampler.steps} steps", flush=True)
     first = np.asarray(pictures["official"][0]).astype(int), np.asarray(pictures["ours"][0]).astype(int)
@@ -168,13 +168,17 @@ def true_size_part(given: argparse.Namespace, tokenizer: str, device: str) -> di
 
 def micro_part(params: Any, device: str) -> dict[str, Any]:
     """The committed micro model: our loop against one image at a time, and what a cell spends on loading the model."""
-    began = time.perf_counter()
+    loading = fastest(lambda: load_pipeline(params.model, device=device), device, 2)
     pipeline = load_pipeline(params.model, device=device)
-    loading, side, sampler = time.perf_counter() - began, params.model.resolution, params.sampler
+    side, sampler = params.model.resolution, params.sampler
     rate = machine.matmul_rate(device, torch.float32)
     evaluation, decoding = operations(pipeline, side)
-    slow, single = compared.timed(compared.one_at_a_time(pipeline, sampler, side), 16)
-    fast_rate, batched = compared.timed(lambda n: through_the_loop(pipeline, sampler, side, n), sampler.batch)
+    alone, count = compared.one_at_a_time(pipeline, sampler, side), 12
+    single, batched = alone(2), through_the_loop(pipeline, sampler, side, sampler.batch)
+    slow = count / fastest(lambda: alone(count), device, 2)
+    fast_rate = sampler.batch / fastest(
+        lambda: through_the_loop(pipeline, sampler, side, sampler.batch), device, 2
+    )
     work = 2 * schedulers.evaluations(sampler.name, sampler.steps) * evaluation + decoding
     apart = max(int(np.abs(a.astype(int) - b).max()) for a, b in zip(single, batched, strict=False))
     return {

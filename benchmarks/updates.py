@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from machine import clock, peak_since
+from machine import peak_since, worked
 
 from palimpsest.methods import registry
 from palimpsest.methods.contract import ImageSet, Target, ThemeTarget, TrainingData
@@ -57,17 +57,17 @@ def data_of(module: Any, target: Target, side: int, count: int = 16) -> Training
 
 
 def fitted(pipeline: Pipeline, params: Params, name: str, changes: Mapping[str, Any], side: int) -> float:
-    """Seconds of one fit."""
+    """Seconds of one fit (of the processor, on one thread)."""
     method, _, preset = name.partition("/")
     module = registry.get(method)
     settings = registry.settings(method, preset, dict(changes))
     target = target_of(params)
     data = data_of(module, target, side)
-    began = clock(pipeline.device)
+    began = worked(pipeline.device)
     artifact = module.fit(pipeline, target, data, settings, 0)
     if name in SOLVED:
         module.apply(pipeline, artifact, target, settings)
-    return clock(pipeline.device) - began
+    return worked(pipeline.device) - began
 
 
 def measured(pipeline: Pipeline, params: Params, small: bool, side: int) -> dict[str, Any]:

@@ -27,8 +27,8 @@ def pipeline():
     return tiny.build()
 
 
-def sampler(batch: int) -> Sampler:
-    return Sampler(name="ddim", steps=3, guidance=5.0, batch=batch)
+def sampler(batch: int, steps: int = 3) -> Sampler:
+    return Sampler(name="ddim", steps=steps, guidance=5.0, batch=batch)
 
 
 class Room(Hook):
@@ -99,6 +99,8 @@ def test_the_record_of_such_a_cell_says_so(tmp_path, monkeypatch) -> None:
         (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."), True),
         (MemoryError(), True),
         (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
+        (RuntimeError("could not create a primitive"), True),
+        (RuntimeError("could not create a primitive descriptor for a convolution"), False),
         (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
         (ValueError("out of memory"), False),
     ],
@@ -133,25 +135,25 @@ from palimpsest.sampling.loop import generate
 from palimpsest.sampling.memory import NotEnoughMemory
 
 tiny, requests = pipeline_and_requests()
-small = stacked(generate(tiny, requests, sampler(16), 16))  # libraries have what they need from now on
+small = stacked(generate(tiny, requests, sampler(16, 1), 16))  # libraries have what they need from now on
 used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (used + int(sys.argv[1]) * 2**20,) * 2)
 halvings = []
-made = stacked(generate(tiny, requests, sampler(len(requests)), 16, halvings))
+made = stacked(generate(tiny, requests, sampler(len(requests), 1), 16, halvings))
 print(json.dumps([[h.images, h.then, h.why] for h in halvings]), int(np.abs(made - small).max()), len(made))
 """
 
 
 def pipeline_and_requests():
-    return tiny.build(), [Request(str(i), "a robot", i) for i in range(1536)]
+    return tiny.build(), [Request(str(i), "a robot", i) for i in range(256)]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits of address space are Linux's")
 def test_a_process_that_really_runs_out_of_memory_makes_the_same_images() -> None:
     done = subprocess.run(
-        [sys.executable, "-c", STARVED, "260"], capture_output=True, text=True, cwd=Path(__file__).parents[2]
+        [sys.executable, "-c", STARVED, "40"], capture_output=True, text=True, cwd=Path(__file__).parents[2]
     )
     assert done.returncode == 0, done.stderr[-2000:]
     halvings, apart, count = done.stdout.strip().rsplit(" ", 2)
     assert json.loads(halvings), "memory did not run out"
-    assert int(apart) <= 1 and int(count) == 1536
+    assert int(apart) <= 1 and int(count) == 256

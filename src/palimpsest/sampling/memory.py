@@ -25,6 +25,12 @@ SAID = (
     "cublas_status_alloc_failed",
     "cudnn_status_alloc_failed",
 )
+# All that oneDNN says when it has no room for its kernels and buffers; with more behind it, the same words mean something it cannot do.
+SAID_ALONE = (
+    "could not create a primitive",
+    "could not execute a primitive",
+    "could not create a memory object",
+)
 SHOWN = 200
 
 
@@ -48,7 +54,8 @@ def out_of_memory(error: BaseException) -> bool:
     """Whether an error means that memory ran out, on the GPU or on the CPU."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    return isinstance(error, RuntimeError) and any(said in str(error).lower() for said in SAID)
+    said = str(error).strip().lower()
+    return isinstance(error, RuntimeError) and (said in SAID_ALONE or any(part in said for part in SAID))
 
 
 class Fitting:
