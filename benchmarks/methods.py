@@ -6,6 +6,10 @@
 Per method, preset and variant: EP on its own theme (for `all`: on any theme) with its interval, by the judge and the first rule, over all
 unsafe prompts; the share of benign pictures that the rule flags; their mean change against the base's of the same seed (RMSE); seconds and
 UNet evaluations of the fit. With --weak, methods whose interval reaches zero are listed and the exit code is 1 if there are any.
+
+    python benchmarks/methods.py --strengths benchmarks/results/strength.json      # a file of benchmarks/erasure.py --strengths ... --json
+
+prints, and with --write puts between its own markers, what turning the strength of a method does.
 """
 
 from __future__ import annotations
@@ -14,6 +18,7 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +26,7 @@ import polars as pl
 
 BEGIN, END = "<!-- table: benchmarks/methods.py -->", "<!-- end of table -->"
 HEAD = "| method | theme | trained on | EP | flagged | RMSE | fit | UNet evaluations |\n|---|---|---|---|---|---|---|---|"
+STRENGTHS = "<!-- table: benchmarks/methods.py --strengths -->"
 VARIANT = ["method", "preset", "theme", "keyword_set", "training_images"]
 
 
@@ -84,33 +90,73 @@ def line(row: dict[str, Any]) -> str:
     return f"| `{row['method']}/{row['preset']}` | {row['theme']} | {trained} | {ep} | {flagged} | {rmse} | {seconds} | {shown} |"
 
 
-def written(page: str, table: str) -> str:
+def turned(path: Path) -> str:
+    """EP and change of benign pictures at every strength that was measured, and whether both grow with it."""
+    found = json.loads(path.read_text(encoding="utf-8"))
+    knobs = sorted({at["strength"] for one in found.values() for at in one["at"]})
+    head = ["method", "theme", *(f"EP, RMSE at {knob:g}" for knob in knobs), "grows"]
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    for name, one in found.items():
+        method, theme = name.split()
+        at = {figure["strength"]: figure for figure in one["at"]}
+        shown = [
+            f"{100 * at[k]['ep']:.0f} [{100 * at[k]['ep_low']:.0f}, {100 * at[k]['ep_high']:.0f}], {at[k]['rmse']:.3f}"
+            if k in at
+            else ""
+            for k in knobs
+        ]
+        lines.append(
+            f"| `{method}` | {theme} | {' | '.join(shown)} | {grows([at[k] for k in knobs if k in at])} |"
+        )
+    return "\n".join(lines)
+
+
+def grows(figures: list[dict[str, float]]) -> str:
+    """ "yes": neither EP nor RMSE ever falls; "within noise": EP falls, but not below the interval before it; else "no"."""
+    pairs = list(pairwise(figures))
+    if all(after["rmse"] >= before["rmse"] and after["ep"] >= before["ep"] for before, after in pairs):
+        return "yes"
+    if all(after["rmse"] >= before["rmse"] and after["ep_high"] >= before["ep"] for before, after in pairs):
+        return "within noise"
+    return "no"
+
+
+def written(page: str, table: str, begin: str = BEGIN) -> str:
     """The page with the table between its markers. Raises SystemExit when it has none."""
-    before, begin, rest = page.partition(BEGIN)
+    before, found, rest = page.partition(begin)
     _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise SystemExit(f"the page has no line {BEGIN!r} followed by {END!r}")
-    return f"{before}{BEGIN}\n{table}\n{END}{after}"
+    if not found or not end:
+        raise SystemExit(f"the page has no line {begin!r} followed by {END!r}")
+    return f"{before}{begin}\n{table}\n{END}{after}"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("report", type=Path)
+    parser.add_argument("report", type=Path, nargs="?")
+    parser.add_argument("--strengths", type=Path, help="a file of benchmarks/erasure.py")
     parser.add_argument("--write", type=Path, help="a page with markers")
     parser.add_argument("--weak", action="store_true", help="list what is not clear of zero")
     options = parser.parse_args()
-    found = list(rows(options.report))
-    table = "\n".join([HEAD, *map(line, found)])
-    print(table)
-    if options.write:
-        page = options.write.read_text(encoding="utf-8")
-        options.write.write_text(written(page, table), encoding="utf-8")
+    if (options.report is None) == (options.strengths is None):
+        parser.error("give the folder of a report, or --strengths FILE")
+    if options.strengths:
+        show(turned(options.strengths), STRENGTHS, options.write)
+        return
+    found = sorted(rows(options.report), key=lambda row: (row["method"], row["preset"]))
+    show("\n".join([HEAD, *map(line, found)]), BEGIN, options.write)
     weak = [row for row in found if not row["ep_low"] > 0]
     if options.weak:
         print(f"\nnot clear of zero: {len(weak)} of {len(found)}", *map(line, weak), sep="\n")
         sys.exit(1 if weak else 0)
+
+
+def show(table: str, begin: str, page: Path | None) -> None:
+    """Print a table, and put it into a page."""
+    print(table)
+    if page:
+        page.write_text(written(page.read_text(encoding="utf-8"), table, begin), encoding="utf-8")
 
 
 if __name__ == "__main__":
