@@ -5,7 +5,7 @@
 Nobody rated these pictures; the order is known because they were drawn. The picture of a prompt's own scene comes before the same picture
 damaged, before the scene with one named thing changed, and before the picture of another prompt. Network, tokens, loss (the negative log
 likelihood of every order; Xu et al. 2023, section 3) and file are those of ImageReward, at a size that trains in minutes. The vision
-transformer starts from that of CLIP.
+transformer and the words start from CLIP's.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ POOL = 12_000
 HELD_OUT_PAIRS = 1_000
 SEED = 97
 BATCH = 32
+OTHERS = 8
 FOLDER, WEIGHTS = "reward", "model.safetensors"
 PLAN = Plan(
     steps=700, lr=1e-3, warmup=50, weight_decay=0.02, ema=0.99, slow=(("vision.", 0.3),), log_every=25, save_every=100
@@ -45,6 +46,8 @@ PLAN = Plan(
 TEXT_DEPTH, HEADS, PATCH, WIDTH = 2, 4, 8, clip.WIDTH
 HIDDEN = (64, 32, 16, 8)
 """Widths of the head's layers; the released model has 1024, 128, 64 and 16, with dropout between them."""
+SPREAD = 0.08
+"""Deviation of the text transformer's first weights: BERT's 0.02 is for layers six times as wide, and learns nothing for long here."""
 LIMITS = {"over_another": 0.97, "over_a_change": 0.85, "over_damage": 0.90}
 """Least share of held-out pairs that are put in the right order."""
 
@@ -112,7 +115,7 @@ def fresh(seed: int, words: int) -> dict[str, torch.Tensor]:
     text = BlipTextModel(
         BlipTextConfig(
             **sizes, hidden_size=WIDTH, encoder_hidden_size=WIDTH, vocab_size=words, is_decoder=True,
-            max_position_embeddings=metric.LENGTH, hidden_act="gelu",
+            max_position_embeddings=metric.LENGTH, hidden_act="gelu", initializer_range=SPREAD,
         ),
         add_pooling_layer=False,
     )  # fmt: skip
@@ -151,7 +154,7 @@ VISION_NAMES = (
 
 @torch.no_grad()
 def start_from_clip(network: released.RewardNetwork, known: CLIPModel) -> None:
-    """Give the vision transformer the layers of CLIP's, in place.
+    """Give the vision transformer the layers of CLIP's and the text transformer its words, in place.
 
     CLIP normalises what enters the first layer and BLIP does not, so scale and shift of that norm go into the embeddings; what it does from
     token to token is lost, which training mends.
@@ -178,12 +181,16 @@ def start_from_clip(network: released.RewardNetwork, known: CLIPModel) -> None:
     ours.embeddings.position_embedding.copy_((places * gain)[None])
     ours.embeddings.class_embedding.copy_((inside.class_embedding * gain + norm.bias)[None, None])
     ours.post_layernorm.load_state_dict(theirs.post_layernorm.state_dict())
+    # words mean what they mean to CLIP, at the size of BERT's embeddings
+    words, text = known.text_model.embeddings.token_embedding.weight, network.text
+    text.embeddings.word_embeddings.weight.copy_(words * (text.config.initializer_range / words.std()))
 
 
 def order_loss(rewards: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Negative log likelihood of the known orders. rewards [n, 4]: own picture, with a change, damaged, another prompt's."""
-    own, change, damage, other = rewards.unbind(dim=1)
-    pairs = {"change": own - change, "damage": own - damage, "other": own - other, "nearer": change - other}
+    """Negative log likelihood of the known orders. rewards [n, 3 + others]: own picture, with a change, damaged, other prompts'."""
+    own, change, damage = (rewards[:, i : i + 1] for i in range(3))
+    others = rewards[:, 3:]
+    pairs = {"change": own - change, "damage": own - damage, "other": own - others, "nearer": change - others}
     losses = {name: -functional.logsigmoid(gap).mean() for name, gap in pairs.items()}
     return {"loss": torch.stack(list(losses.values())).mean(), **losses}
 
@@ -213,12 +220,12 @@ def train(out: Path, seed: int, clip_folder: Path, minutes: float | None = None)
         pictures = np.concatenate((own[chosen], other[chosen], spoilt(own[chosen], rng)))
         pixels = torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 255
         seen = network.vision(pixel_values=clip.normalise(pixels)).last_hidden_state
-        # the picture of another prompt has been looked at already: as the good one of its own
-        seen = torch.cat([seen, seen[:BATCH].roll(1, dims=0)])
+        # pictures of other prompts have been looked at already: as the good ones of their own
+        seen = torch.cat([seen, *(seen[:BATCH].roll(by + 1, dims=0) for by in range(OTHERS))])
         short = int(lengths[chosen].max())
-        texts, masks = (part[chosen][:, :short].repeat(4, 1) for part in (ids, mask))
+        texts, masks = (part[chosen][:, :short].repeat(3 + OTHERS, 1) for part in (ids, mask))
         rewards = network.judged(seen, texts, masks)
-        return order_loss(rewards.view(4, BATCH).T)
+        return order_loss(rewards.view(3 + OTHERS, BATCH).T)
 
     network.load_state_dict(fit(network, loss_of, PLAN, out, seed, minutes=minutes))
     standardise(network, tokenizer, made, (own, other))
