@@ -253,6 +253,29 @@ def estimate(
     typer.echo(cli_estimate.report(plan, chip, remaining, as_json))
 
 
+@app.command()
+def download(
+    experiment: Annotated[
+        str | None,
+        typer.Argument(
+            help="A file such as experiments/paper.yaml, or its name; params.yaml alone when left out."
+        ),
+    ] = None,
+    accept: Annotated[
+        bool, typer.Option("--accept", help="You have read the licences that are listed, and accept them.")
+    ] = False,
+    only: Annotated[str, typer.Option(help="Only repositories whose name holds this.")] = "",
+) -> None:
+    """Fetch the weights that an experiment reads from the hub, going on after breaks; without --accept list them with their licences."""
+    from palimpsest import cli_download, cli_estimate
+
+    try:
+        laid = cli_estimate.overlay(experiment) if experiment else None
+        cli_download.run(load_plan([laid] if laid else None), experiment or "", only, accept, typer.echo)
+    except (FileNotFoundError, cli_download.Refused) as error:
+        stop(str(error))
+
+
 @app.command("external-template")
 def external_template(
     suites: Annotated[

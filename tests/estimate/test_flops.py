@@ -49,10 +49,23 @@ def evaluated(config, side) -> float:
     return own(unet_of(config), inputs, torch.zeros(1, **meta), texts, **more)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["sd1", "sd2", "sdxl"])
 def test_published_unets(kind):
     config = NETWORKS["unet"][kind]
     assert sum(flops.unet(config, 64).values()) == evaluated(config, 64)
+
+
+@pytest.mark.parametrize("kind", ["sd1", "sdxl"])
+def test_unets_of_the_published_kinds_at_a_tenth_of_their_widths(kind):
+    config = NETWORKS["unet"][kind]
+    small = {
+        **config,
+        "block_out_channels": [width // 10 for width in config["block_out_channels"]],
+        "cross_attention_dim": 96,
+        "attention_head_dim": 4,
+    }
+    assert sum(flops.unet(small, 32).values()) == evaluated(small, 32)
 
 
 def test_the_unets_of_the_micro_world_and_of_the_tests():

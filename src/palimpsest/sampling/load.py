@@ -222,13 +222,10 @@ def _single_file(path: Path, dtype: Any, setting: str) -> dict[str, Any]:
             f"(model_index.json, {', '.join(PARTS)}; no "
             f"weights needed) into {configs}/."
         )
-    from diffusers import StableDiffusionPipeline
+    from palimpsest.sampling.single_file import components
 
     _quiet()
-    whole = StableDiffusionPipeline.from_single_file(
-        str(path), config=str(configs), torch_dtype=dtype, local_files_only=True, safety_checker=None
-    )
-    return {name: getattr(whole, name) for name in PARTS}
+    return components(path, configs, dtype, PARTS)
 
 
 def _quiet() -> None:
