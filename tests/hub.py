@@ -94,9 +94,20 @@ def running(hub: Hub) -> Iterator[Hub]:
                     "private": False,
                 }
                 return self.say(200, json.dumps(body).encode(), Content_Type="application/json")
+            if path.startswith("/elsewhere/"):
+                return self.transfer(path.removeprefix("/elsewhere/"))
             name = path.partition("/resolve/")[2].partition("/")[2]
             if name not in hub.files:
                 return self.say(404, b"{}", X_Error_Code="EntryNotFound", X_Error_Message="no such file")
+            if name in hub.large:  # large files lie elsewhere
+                content = hub.files[name]
+                self.send_response(302)
+                self.send_header("Location", f"{hub.address}/elsewhere/{name}")
+                self.send_header("X-Linked-Etag", f'"{hashlib.sha256(content).hexdigest()}"')
+                self.send_header("X-Linked-Size", str(len(content)))
+                self.send_header("X-Repo-Commit", COMMIT)
+                self.send_header("Content-Length", "0")
+                return self.end_headers()
             return self.transfer(name)
 
         def transfer(self, name: str) -> None:

@@ -43,8 +43,10 @@ def _in_half(plan: Plan, chip: chips.Chip, made: bill.Bill) -> str:
     rates = chip.rates["sampling"]
     if plan.params.sampler.dtype != "float32" or rates.get(HALF, 0.0) <= rates["float32"]:
         return ""
-    faster = {**chip.rates, "sampling": {**rates, "float32": rates[HALF]}, "coding": {**chip.rates["coding"]}}
-    faster["coding"]["float32"] = chip.rates["coding"][HALF]
+    faster = {
+        kind: {**known, "float32": known[HALF] if kind in ("sampling", "coding") else known["float32"]}
+        for kind, known in chip.rates.items()
+    }
     other = bill.make(plan, replace(chip, rates=faster)).total.hours
     return f"sampler.dtype is float32; with {HALF} everything would take {text.hours(other)} hours. Images would differ: docs/estimate.md."
 

@@ -130,7 +130,9 @@ def _passing(error: Exception, status: int | None) -> bool:
 
 def _once(repo: str, revision: str | None, patterns: Sequence[str], say: Callable[[str], None]) -> Path:
     from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.utils import disable_progress_bars
 
+    disable_progress_bars()  # lines are said instead, which a log can hold
     endpoint = os.environ.get("HF_ENDPOINT")
     api = HfApi(endpoint=endpoint)
     commit = api.repo_info(repo, revision=revision).sha
@@ -155,25 +157,13 @@ def _once(repo: str, revision: str | None, patterns: Sequence[str], say: Callabl
     for asked in dict.fromkeys([commit, revision or "main"]):
         place = snapshot_download(
             repo, revision=asked, endpoint=endpoint, cache_dir=hub_cache(), allow_patterns=list(patterns),
-            ignore_patterns=list(IGNORED), tqdm_class=_silent(),
+            ignore_patterns=list(IGNORED),
         )  # fmt: skip
     return Path(place)
 
 
 def _wanted(path: str, patterns: Sequence[str]) -> bool:
     return any(fnmatch(path, p) for p in patterns) and not any(fnmatch(path, p) for p in IGNORED)
-
-
-def _silent() -> Any:
-    """Progress bars that are not drawn: lines are said instead."""
-    from tqdm import tqdm
-
-    class Silent(tqdm):  # type: ignore[type-arg]
-        def __init__(self, *args: Any, **named: Any) -> None:
-            named.pop("name", None)
-            super().__init__(*args, **{**named, "disable": True})
-
-    return Silent
 
 
 def _large(api: HfApi, repo: str, commit: str, file: Any, blobs: Path, say: Callable[[str], None]) -> None:
@@ -193,7 +183,7 @@ def _large(api: HfApi, repo: str, commit: str, file: Any, blobs: Path, say: Call
         if blob.is_file():
             part.unlink(missing_ok=True)
             return
-        before = handle.tell()
+        before = handle.seek(0, os.SEEK_END)
         if before > size:
             handle.truncate(0)
             before = 0
@@ -203,8 +193,7 @@ def _large(api: HfApi, repo: str, commit: str, file: Any, blobs: Path, say: Call
         )
         url = hf_hub_url(repo, file.path, revision=commit, endpoint=api.endpoint)
         http_get(
-            url, handle, resume_size=before, expected_size=size, headers=build_hf_headers(), displayed_filename=file.path,
-            tqdm_class=_silent(),
+            url, handle, resume_size=before, expected_size=size, headers=build_hf_headers(), displayed_filename=file.path
         )  # fmt: skip
         handle.flush()
         os.fsync(handle.fileno())
