@@ -18,7 +18,8 @@ COMMIT = "c0ffee" + "0" * 34
 @dataclass
 class Hub:
     """files: path -> content. large: paths that the hub keeps apart with a digest. breaks: bytes after which a transfer of a large file
-    is cut off, one per transfer, in turn. refusal: status and the hub's word for it. spoiled: large files are sent with a wrong byte so
+    is cut off, one per transfer, in turn. refusal: status and the hub's word for it;
+    listed: of files only. spoiled: large files are sent with a wrong byte so
     often. served: (path, first byte, bytes sent) of every transfer. token: what clients sent last.
     """
 
@@ -27,6 +28,7 @@ class Hub:
     large: tuple[str, ...] = ()
     breaks: list[int] = field(default_factory=list)
     refusal: tuple[int, str] | None = None
+    listed: bool = False
     failures: int = 0
     spoiled: int = 0
     served: list[tuple[str, int, int]] = field(default_factory=list)
@@ -70,7 +72,7 @@ def running(hub: Hub) -> Iterator[Hub]:
         def do_GET(self) -> None:
             hub.token = self.headers.get("Authorization", "")
             path = unquote(urlsplit(self.path).path)
-            if hub.refusal:
+            if hub.refusal and not (hub.listed and path.startswith("/api/")):
                 status, word = hub.refusal
                 return self.say(status, b"{}", X_Error_Code=word, X_Error_Message=word)
             if hub.failures:

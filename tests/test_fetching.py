@@ -33,6 +33,9 @@ def hub(tmp_path, monkeypatch):
         "v1.safetensors": b"whole",
     }
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(
+        constants, "HF_HUB_CACHE", str(tmp_path / "cache")
+    )  # the library reads its environment once
     monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", CHUNK)
     monkeypatch.setattr("huggingface_hub.file_download.time.sleep", lambda seconds: None)
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
@@ -114,6 +117,12 @@ def test_a_refusal_says_what_to_accept_and_what_to_do(hub, refusal, says):
     for part in says:
         assert part in str(caught.value)
     assert hub.served == []
+
+
+def test_a_gated_model_may_be_listed_and_refused_at_its_files(hub):
+    hub.refusal, hub.listed = (401, "GatedRepo"), True
+    with pytest.raises(Refused, match="is gated"):
+        fetched()
 
 
 def test_a_revision_that_is_not_there_is_named(hub):

@@ -48,6 +48,8 @@ def _in_half(plan: Plan, chip: chips.Chip, made: bill.Bill) -> str:
         for kind, known in chip.rates.items()
     }
     other = bill.make(plan, replace(chip, rates=faster)).total.hours
+    if other > 0.9 * made.total.hours:
+        return ""
     return f"sampler.dtype is float32; with {HALF} everything would take {text.hours(other)} hours. Images would differ: docs/estimate.md."
 
 

@@ -81,7 +81,8 @@ def fetch(
                     f"{repo}: given up after {tries + 1} tries: {error}. What came is kept: give the same command again to go on."
                 ) from error
             pause = min(LONGEST, 2.0**attempt)
-            say(f"{repo}: {type(error).__name__}: {str(error)[:200]}; trying again in {pause:g} s")
+            first = str(error).partition("\n")[0]
+            say(f"{repo}: {type(error).__name__}: {first}; trying again in {pause:g} s")
             wait(pause)
     raise AssertionError("unreachable")
 
@@ -159,6 +160,8 @@ def _once(repo: str, revision: str | None, patterns: Sequence[str], say: Callabl
             repo, revision=asked, endpoint=endpoint, cache_dir=hub_cache(), allow_patterns=list(patterns),
             ignore_patterns=list(IGNORED),
         )  # fmt: skip
+    # The library keeps a list of all that the repository has, and would call a snapshot without pickles incomplete.
+    (blobs.parent / "trees" / f"{commit}.json").unlink(missing_ok=True)
     return Path(place)
 
 

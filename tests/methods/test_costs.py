@@ -108,7 +108,7 @@ def test_every_method_that_fits_declares_its_passes():
     assert fitting == set(_costs.PASSES) == {name for name, _ in FITS}
 
 
-@pytest.mark.parametrize(("name", "preset"), list(FITS), ids="/".join)
+@pytest.mark.parametrize(("name", "preset"), list(FITS))
 def test_declared_passes_are_recorded_and_happen(name, preset, seen):
     method, settings = registry.get(name), chosen(name, preset, FITS[name, preset])
     artifact = method.fit(pipeline(), TARGET, data(method.INFO.needs), settings, seed=0)

@@ -198,7 +198,9 @@ def _snapshot(path: str, revision: str | None, setting: str, weights: str) -> Pa
             f"{', '.join(PARTS)}), or give a hub id, or, for a whole one, a .safetensors file."
         )
     try:
-        return Path(snapshot_download(path, revision=revision, local_files_only=True))
+        # what the message below asks for; without patterns, a snapshot that lacks other files counts as none
+        wanted = ["*.json", "*.txt", weights]
+        return Path(snapshot_download(path, revision=revision, local_files_only=True, allow_patterns=wanted))
     except (LocalEntryNotFoundError, HFValidationError, OSError) as error:
         raise MissingModel(
             f"{setting}: {path!r} is neither a folder nor in the local Hugging Face cache. Nothing is downloaded on its own. "
