@@ -12,7 +12,11 @@ from tests.cli.test_docs import commands
 from tests.estimate.conftest import ROOT
 
 LINES = commands(ROOT / "docs/estimate.md", "palimpsest") + commands(ROOT / "docs/weights.md", "palimpsest")
-BLOCKS = [line for line in dict.fromkeys(LINES) if line.split()[1] in ("estimate", "download")]
+BLOCKS = [
+    line
+    for line in dict.fromkeys(LINES)
+    if line.split()[1] in ("estimate", "download") and len(line.split()) > 2
+]
 
 
 def given(line: str) -> str:
