@@ -7,6 +7,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from palimpsest.estimate import bill, chips, downloads, text
+from palimpsest.estimate.work import Counter
 from palimpsest.plan import Plan
 
 DEFAULT = "h200"
@@ -27,7 +28,8 @@ def chosen(plan: Plan, device: str | None, calibrate: float | None, save: bool) 
 
 def report(plan: Plan, chip: chips.Chip, remaining: bool, as_json: bool) -> str:
     """The bill as text or as JSON."""
-    made, found = bill.make(plan, chip), downloads.items(plan)
+    counter, found = Counter(plan), downloads.items(plan)
+    made = bill.make(plan, chip, counter)
     if as_json:
         whole = {
             **made.plain(),
@@ -35,19 +37,20 @@ def report(plan: Plan, chip: chips.Chip, remaining: bool, as_json: bool) -> str:
             "download": downloads.to_fetch(found),
         }
         return json.dumps(whole, indent=1, ensure_ascii=False)
-    return "\n".join(text.lines(made, found, remaining, _in_half(plan, chip, made)))
+    return "\n".join(text.lines(made, found, remaining, _in_half(counter, chip, made)))
 
 
-def _in_half(plan: Plan, chip: chips.Chip, made: bill.Bill) -> str:
+def _in_half(counter: Counter, chip: chips.Chip, made: bill.Bill) -> str:
     """What images in half precision would take, where the settings ask for float32 on a chip that is faster in half."""
     rates = chip.rates["sampling"]
+    plan = counter.plan
     if plan.params.sampler.dtype != "float32" or rates.get(HALF, 0.0) <= rates["float32"]:
         return ""
     faster = {
         kind: {**known, "float32": known[HALF] if kind in ("sampling", "coding") else known["float32"]}
         for kind, known in chip.rates.items()
     }
-    other = bill.make(plan, replace(chip, rates=faster)).total.hours
+    other = bill.make(plan, replace(chip, rates=faster), counter).total.hours
     if other > 0.9 * made.total.hours:
         return ""
     return f"sampler.dtype is float32; with {HALF} everything would take {text.hours(other)} hours. Images would differ: docs/estimate.md."

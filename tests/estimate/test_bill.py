@@ -19,8 +19,13 @@ SUITES = 4703 + 1500 + 1212 + 600 + 10000
 
 
 @pytest.fixture(scope="module")
-def made(paper):
-    return bill.make(paper, chips.derived("h200"))
+def counter(paper):
+    return Counter(paper)
+
+
+@pytest.fixture(scope="module")
+def made(paper, counter):
+    return bill.make(paper, chips.derived("h200"), counter)
 
 
 def row(rows, name):
@@ -60,8 +65,8 @@ def test_evaluations_are_images_times_steps_times_branches(made):
     assert other.evaluations == other.images * 41 * 3
 
 
-def test_hours_follow_from_operations_and_rates(paper, made):
-    counter, chip = Counter(paper), chips.derived("h200")
+def test_hours_follow_from_operations_and_rates(paper, made, counter):
+    chip = chips.derived("h200")
     cell = next(c for c in paper.cells.values() if c.step == "generate" and c.where["method"] == "sd")
     job = counter.job(cell)
     per_image = 82 * counter.model.evaluation + counter.model.decoding
@@ -73,17 +78,17 @@ def test_hours_follow_from_operations_and_rates(paper, made):
     assert sum(found.total.hours for found in made.stages) == pytest.approx(made.total.hours)
 
 
-def test_a_faster_chip_takes_less_and_small_batches_do_not_outrun_their_kernels(paper, made):
-    slow = bill.make(paper, chips.derived("a100"))
+def test_a_faster_chip_takes_less_and_small_batches_do_not_outrun_their_kernels(paper, made, counter):
+    slow = bill.make(paper, chips.derived("a100"), counter)
     assert slow.total.hours > made.total.hours
     assert slow.total.evaluations == made.total.evaluations
     chip = chips.derived("h200")
     assert chip.seconds("sampling", "bfloat16", 1e6, calls=10) == pytest.approx(0.2)
 
 
-def test_every_method_of_the_paper_declares_its_fits(paper, made):
+def test_every_method_of_the_paper_declares_its_fits(paper, made, counter):
     assert made.unknown == []
-    work = Counter(paper).work(next(c for c in paper.cells.values() if c.step == "erase" and c.where["method"] == "mace"
+    work = counter.work(next(c for c in paper.cells.values() if c.step == "erase" and c.where["method"] == "mace"
                                     and c.where["variant"].startswith("all")))  # fmt: skip
     assert (work.themes, work.keywords, work.images) == (3, 14, 200)
 
@@ -104,7 +109,7 @@ def test_downloads_name_sizes_and_licences(paper):
     )
 
 
-def test_prompts_that_nobody_counts_are_said(tmp_path):
+def test_prompts_that_nobody_counts_are_said():
     settings = params.load(ROOT / "params.yaml").model_copy()
     found = plan.build(settings, ROOT)
     suite = settings.suites["nsfw"]
@@ -114,7 +119,7 @@ def test_prompts_that_nobody_counts_are_said(tmp_path):
     object.__setattr__(
         found, "params", settings.model_copy(update={"suites": {**settings.suites, "nsfw": gone}})
     )
-    assert bill.missing(found, Counter(found)) == [
+    assert bill.missing(found) == [
         "suites.nsfw.sources.i2p: no/such.csv is not here; put it there, or say `rows:` (counted as 0)"
     ]
 

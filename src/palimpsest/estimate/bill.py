@@ -79,9 +79,11 @@ def _sum(amounts: Iterable[Amount]) -> Amount:
     return found
 
 
-def make(plan: Plan, chip: Chip) -> Bill:
-    """The bill of a plan on a chip; nothing is run, and no prompt is read where the settings say how many there are."""
-    counter = Counter(plan)
+def make(plan: Plan, chip: Chip, counter: Counter | None = None) -> Bill:
+    """The bill of a plan on a chip; nothing is run, and no prompt is read where the settings say how many there are. counter: of an
+    earlier bill of the same plan, so that nothing is counted twice.
+    """
+    counter = counter or Counter(plan)
     needed = {cell.path for cell in plan.needed()}
     stages: dict[str, Row] = {}
     methods: dict[str, Row] = {}
@@ -102,7 +104,7 @@ def make(plan: Plan, chip: Chip) -> Bill:
     variants = {(cell.where["method"], cell.where["preset"], cell.where["variant"]) for cell in plan.cells.values()
                 if cell.step == "generate" and cell.where["variant"] != "none"}  # fmt: skip
     return Bill(
-        plan.params.experiment, chip, ordered, list(methods.values()), len(variants), list(counter.unknown), missing(plan, counter)
+        plan.params.experiment, chip, ordered, list(methods.values()), len(variants), list(counter.unknown), missing(plan)
     )  # fmt: skip
 
 
@@ -121,9 +123,8 @@ def _stage(cell: Cell) -> str:
 
 
 def _amount(counter: Counter, chip: Chip, cell: Cell, job: Job) -> Amount:
-    disk = sum(counter.needs.disk([cell]).values())
     hours = seconds(chip, job) / 3600 if cell.step in ON_DEVICE else 0.0
-    return Amount(1, job.images, job.evaluations, hours, disk)
+    return Amount(1, job.images, job.evaluations, hours, counter.disk(cell))
 
 
 def seconds(chip: Chip, job: Job) -> float:
@@ -132,7 +133,7 @@ def seconds(chip: Chip, job: Job) -> float:
     return chip.start + job.reads / chip.read + busy
 
 
-def missing(plan: Plan, counter: Counter) -> list[str]:
+def missing(plan: Plan) -> list[str]:
     """Sources of prompts that are neither here nor counted in the settings, which then count as none."""
 
     def empty(source: Source) -> bool:

@@ -57,9 +57,23 @@ class Counter:
         self._others: dict[tuple[Any, ...], networks.Diffusion] = {}
         self._judges: dict[str, tuple[float, float] | None] = {}
         self._asked: dict[int, int] = {}
+        self._read: dict[str, float] = {}
+        self._jobs: dict[str, Job] = {}
+        self._disk: dict[str, int] = {}
 
     def job(self, cell: Cell) -> Job:
         """The work of one cell."""
+        if cell.path not in self._jobs:
+            self._jobs[cell.path] = self._job(cell)
+        return self._jobs[cell.path]
+
+    def disk(self, cell: Cell) -> int:
+        """Bytes that one cell will write."""
+        if cell.path not in self._disk:
+            self._disk[cell.path] = sum(self.needs.disk([cell]).values())
+        return self._disk[cell.path]
+
+    def _job(self, cell: Cell) -> Job:
         images = self.needs.images(cell)
         if cell.step not in ON_DEVICE:
             return Job(images)
@@ -203,6 +217,11 @@ class Counter:
         return self._judges[name]
 
     def _bytes(self, name: str) -> float:
+        if name not in self._read:
+            self._read[name] = self._weights(name)
+        return self._read[name]
+
+    def _weights(self, name: str) -> float:
         chosen = self.plan.detectors[name]
         sizes = [weights_bytes(path, revision, self.root) for path, revision in chosen.files.values()]
         if None not in sizes:
