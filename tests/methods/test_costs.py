@@ -29,12 +29,12 @@ SHORT = {"iterations": 3, "batch_size": 2, "steps": 2, "learning_rate": 1e-3, "d
 # With two steps, the stops of the sampler of 2023 and of SPM are 1 whatever is drawn; the other rules are drawn from 0 and 1, or 1 and 2.
 FITS = {
     ("ac", "benchmark"): {},
-    ("ace", "intended"): {"batch_size": 40},
+    ("ace", "intended"): {"batch_size": 20},
     ("au", "official"): {"warmup_iterations": 1, "attack_steps": 2, "retain_batch": 2},
     ("erasediff", "intended"): {"epochs": 1, "weight_rule": "value", "iterations": None, "batch_size": 5},
     ("esd", "x_diffusers"): {"batch_size": 40, "erase_from": "{safe}"},
     ("mace", "t14_object"): {"keyword_batch": 2},
-    ("metaun", "official"): {"iterations": 2, "images_per_set": 3, "concepts_per_update": 40},
+    ("metaun", "official"): {"iterations": 1, "images_per_set": 3, "concepts_per_update": 40},
     ("rece", "official"): {},
     ("salun", "paper"): {"mask_images": 3},
     ("selfd", "official"): {"iterations": None, "epochs": 2},

@@ -82,17 +82,20 @@ def mean_stop(settings: Mapping[str, Any]) -> float:
     ]
 
 
-def _groups(samples: float, at_once: int) -> int:
+def _groups(samples: float, at_once: float) -> int:
     return math.ceil(samples / at_once)
 
 
 def _partial(
     settings: Mapping[str, Any], samples: float, mean: float, at_once: float, size: float = 1.0
 ) -> Pass:
-    """Partial denoising of samples that go `at_once` through the sampler; the longest of a group decides its calls."""
-    branches = 2 if settings["start_guidance"] > 1 else 1
+    """Partial denoising of samples that go `at_once` through the sampler, sorted, in batches of `forward_batch`; the longest of a batch
+    decides its calls.
+    """
+    branches, groups = 2 if settings["start_guidance"] > 1 else 1, _groups(at_once, settings["forward_batch"])
     longest = mean + (settings["steps"] - mean) * (at_once - 1) / (at_once + 1)
-    return Pass(branches * samples * mean, samples / at_once * longest, size=size)
+    calls = (groups - 1) * mean + longest
+    return Pass(branches * samples * mean, samples / at_once * calls, size=size)
 
 
 def _ahead(settings: Mapping[str, Any], samples: float, mean: float) -> Pass:
@@ -235,20 +238,18 @@ def metaun(settings: Mapping[str, Any], work: Work) -> list[Pass]:
     whole = min(2 * settings["images_per_set"], work.images * work.themes)
     half, rest = whole // 2, whole - whole // 2
     times = len(settings["fixed_timesteps"]) or 1
-    before = times * (rest * bool(settings["gamma1_1"]) + half * bool(settings["gamma1_2"]))
-    after = (
-        rest * bool(settings["gamma2_1"])
-        + half * bool(settings["gamma2_2"])
-        + rest * bool(settings["gamma2_3"])
-    )
-    images = before + times * after + (half if after else 0)
+    weighed = {"gamma1_1": rest, "gamma1_2": half, "gamma2_1": rest, "gamma2_2": half, "gamma2_3": rest}
+    sets = [images for name, images in weighed.items() if settings[name] for _ in range(times)]
+    if any(settings[name] for name in weighed if name.startswith("gamma2")):
+        sets.append(half)  # relearning
+    batches = sum(_groups(images, settings["batch_size"]) for images in sets)
     mean = mean_stop(binned)
     start = _partial(binned, samples, mean, each) if student else _ahead(binned, samples, mean)
     return [
         start,
         Pass((2 if student else 1) * samples, count),
         Pass(samples, count, _weights(settings["parameters"])),
-        Pass(count * images, count * _groups(images, settings["batch_size"]), 2.0),
+        Pass(count * sum(sets), count * batches, 2.0),
     ]
 
 
