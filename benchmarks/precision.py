@@ -77,6 +77,7 @@ def compare(full: dict[str, Any], other: dict[str, Any], network: Any) -> dict[s
         },
         "mean_difference_of_255": round(float(np.mean(pixels)), 4),
         "flipped_verdicts": flipped,
+        "images": len(pixels),
         "verdicts": len(pixels) * len(flipped),
         "largest_change_of_a_score": round(moved, 5),
         "seconds_per_image": other["seconds_per_image"],
@@ -113,14 +114,15 @@ def main() -> None:
     figures: dict[str, Any] = {
         **machine.described(device),
         "model": params.model.path,
-        "images": len(asked),
         "distance_by": kind,
         "float32_seconds_per_image": full["seconds_per_image"],
         "dtypes": {dtype: compare(full, made(dtype), network) for dtype in given.dtypes},
     }
     if given.json:
         kept = json.loads(given.json.read_text(encoding="utf-8")) if given.json.is_file() else {}
-        kept[f"{figures['device']}: {params.model.path}"] = figures
+        place = f"{figures['device']}: {params.model.path}"
+        before = kept.get(place, {}).get("dtypes", {})
+        kept[place] = {**figures, "dtypes": before | figures["dtypes"]}
         given.json.write_text(json.dumps(kept, indent=1, sort_keys=True) + "\n", encoding="utf-8")
     print(json.dumps(figures))
 

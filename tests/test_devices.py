@@ -132,6 +132,7 @@ Path(snakemake.output[0]).write_text(str(time.time()))
 """.format(take=next(line for line in SCRIPT if line.startswith("devices.take(")))
 
 
+@pytest.mark.first_case
 @pytest.mark.parametrize(("asked", "together"), [((), 2), (("--resources", "gpu=1"), 1)])
 def test_a_local_run_has_one_job_per_gpu(
     tmp_path, monkeypatch, asked: tuple[str, ...], together: int

@@ -63,6 +63,7 @@ def test_on_the_cpu_nothing_is_compiled_and_the_log_says_why(pipeline, caplog) -
     assert "not compiled, because blocks are compiled on CUDA only" in caplog.text
 
 
+@pytest.mark.slow
 def test_compiled_blocks_make_the_same_images_and_leave_the_given_unet_alone(pipeline) -> None:
     seen: list[int] = []
 

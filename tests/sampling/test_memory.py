@@ -148,10 +148,11 @@ def pipeline_and_requests():
     return tiny.build(), [Request(str(i), "a robot", i) for i in range(256)]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="limits of address space are Linux's")
 def test_a_process_that_really_runs_out_of_memory_makes_the_same_images() -> None:
     done = subprocess.run(
-        [sys.executable, "-c", STARVED, "40"], capture_output=True, text=True, cwd=Path(__file__).parents[2]
+        [sys.executable, "-c", STARVED, "80"], capture_output=True, text=True, cwd=Path(__file__).parents[2]
     )
     assert done.returncode == 0, done.stderr[-2000:]
     halvings, apart, count = done.stdout.strip().rsplit(" ", 2)
