@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from functools import cache
 
 import numpy as np
 import pytest
@@ -56,9 +57,15 @@ def their_class(kind):
     return diffusers.StableDiffusionXLPipeline if kind == "sdxl" else diffusers.StableDiffusionPipeline
 
 
-def theirs(folder, kind, name, steps):
+@cache
+def their_pipeline(folder, kind):
     found = their_class(kind).from_pretrained(folder)
     found.set_progress_bar_config(disable=True)
+    return found
+
+
+def theirs(folder, kind, name, steps):
+    found = their_pipeline(folder, kind)
     found.scheduler = schedulers.build(name, found.scheduler.config, steps)
     return found
 

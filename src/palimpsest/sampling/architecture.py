@@ -50,13 +50,13 @@ def architecture_of(folder: Path, setting: str = "model.path") -> Architecture:
     return "sd2" if config.get("use_linear_projection") else "sd1"
 
 
-def check(given: str, found: Architecture, folder: Path, setting: str) -> None:
+def check(given: Architecture, found: Architecture, folder: Path, setting: str) -> None:
     """Raises ValueError when the settings say another architecture than the checkpoint has: methods are chosen by what they say."""
     if given != found:
         name = setting.removesuffix("path") + "architecture" if setting.endswith(".path") else "architecture"
         raise ValueError(
             f"{name}: {given!r} does not fit {folder}, whose configs are those of {NAMES[found]}; set it to {found!r}, or {setting} to "
-            f"a checkpoint of {dict(NAMES).get(given, given)}"
+            f"a checkpoint of {NAMES[given]}"
         )
 
 

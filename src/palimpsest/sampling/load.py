@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from palimpsest.sampling.architecture import architecture_of, check
+from palimpsest.sampling.architecture import Architecture, architecture_of, check
 from palimpsest.sampling.pipeline import Pipeline
 
 if TYPE_CHECKING:
@@ -121,7 +121,7 @@ def cast(pipeline: Pipeline, dtype: str) -> Pipeline:
     return replace(pipeline, **changed) if changed else pipeline
 
 
-def _folder(folder: Path, dtype: Any, setting: str, architecture: str) -> dict[str, Any]:
+def _folder(folder: Path, dtype: Any, setting: str, architecture: Architecture) -> dict[str, Any]:
     from diffusers.models import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTextModel, CLIPTokenizer
 
