@@ -17,10 +17,12 @@ from tests import layouts
 from tests.contract import test_methods as contract
 
 KINDS = ("sd2", "sdxl")
-# Fits on v2 that tests/methods/test_velocity.py holds to formulas, or that go the way of one of those.
-ELSEWHERE = {"ac", "ace", "erasediff", "esd", "metaun", "salun", "selfd"}
+# Slow: on v2, fits that tests/methods/test_velocity.py holds to formulas or that differ by nothing but widths; on XL, the longest one,
+# whose parts are those of ESD and of SelfD.
+SLOW = {(name, "sd2") for name in ("ac", "ace", "erasediff", "esd", "rece", "salun", "selfd", "spm", "uce")}
+SLOW |= {("metaun", kind) for kind in KINDS}
 CASES = [
-    pytest.param(name, kind, marks=pytest.mark.slow if kind == "sd2" and name in ELSEWHERE else ())
+    pytest.param(name, kind, marks=pytest.mark.slow if (name, kind) in SLOW else ())
     for name in contract.EDITORS
     for kind in KINDS
 ]
