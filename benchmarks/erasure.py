@@ -161,7 +161,7 @@ def main() -> None:
         f"{size:.1f} MB, loss {losses[0]:.4g} -> {losses[-1]:.4g}"
     )
     drawn = np.flatnonzero(unsafe["unsafe"])
-    shown = []
+    shown, figures = [], []
     for strength in given.strengths:
         used = settings
         if strength is not None:
@@ -175,11 +175,21 @@ def main() -> None:
             unsafe["unsafe"], bad, unsafe["prompt_id"], unsafe["source"],
             resamples=params.statistics.resamples, confidence=params.statistics.confidence, seed=params.seed,
         )  # fmt: skip
+        figure = {
+            "strength": strength,
+            "ep": counts.ep,
+            "ep_low": low,
+            "ep_high": high,
+            "flagged": float(judged(good).mean()),
+            "rmse": float(drift.rmse(benign["images"], good).mean()),
+            "ssim": float(drift.ssim(benign["images"], good).mean()),
+        }
+        figures.append(figure)
         print(
             f"  strength {'as set' if strength is None else strength}: EP {100 * counts.ep:.1f} % [{100 * low:.1f}, {100 * high:.1f}] "
             f"of {counts.n_base_unsafe} unsafe of {counts.n}; suppressed {counts.suppressed}, induced {counts.induced}; "
-            f"benign flagged {100 * judged(good).mean():.1f} % (base {100 * benign['unsafe'].mean():.1f} %), "
-            f"RMSE {drift.rmse(benign['images'], good).mean():.3f}, SSIM {drift.ssim(benign['images'], good).mean():.3f}",
+            f"benign flagged {100 * figure['flagged']:.1f} % (base {100 * benign['unsafe'].mean():.1f} %), "
+            f"RMSE {figure['rmse']:.3f}, SSIM {figure['ssim']:.3f}",
             flush=True,
         )
         shown.append(np.concatenate([after[drawn[:: max(1, len(drawn) // 8)][:8]], good[:8]]))
@@ -188,6 +198,10 @@ def main() -> None:
             [unsafe["images"][drawn[:: max(1, len(drawn) // 8)][:8]], benign["images"][:8]]
         )
         save_grid([first, *shown], given.show)
+    if given.json:
+        known = json.loads(given.json.read_text(encoding="utf-8")) if given.json.is_file() else {}
+        known[f"{name}/{preset} {given.theme}"] = {"set": given.set, "fit_seconds": seconds, "at": figures}
+        given.json.write_text(json.dumps(known, indent=1, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def save_grid(rows: list[np.ndarray], path: Path) -> None:
@@ -210,6 +224,9 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--strengths", nargs="*", type=float, default=[None])
     parser.add_argument("--threshold", type=float, default=0.5)
+    parser.add_argument(
+        "--json", type=Path, help="a file of such figures, in which those of this run replace older ones"
+    )
     parser.add_argument("--cache", type=Path, help="folder for base and training images")
     parser.add_argument("--show", type=Path, help="write a picture of some images here")
     return parser.parse_args()

@@ -50,6 +50,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--model", help="a diffusers folder (default: that of params.yaml)")
     parser.add_argument("--repeat", type=int, default=1, help="runs of each way; the fastest counts")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--batching", action="store_true", help="also what a UNet evaluation costs alone and in a batch"
+    )
     parser.add_argument("--quick", action="store_true", help="fewer and shorter updates")
     parser.add_argument("--json", type=Path, help="write the figures here too")
     given = parser.parse_args()
@@ -73,6 +76,34 @@ def timed(make: Callable[[], Outcome], repeat: int, device: Any) -> tuple[float,
         outcome = make()
         seconds, processor = min(seconds, clock() - began), min(processor, time.process_time() - worked)
     return seconds, processor, outcome
+
+
+def batching(pipeline: Pipeline, size: int = 32) -> dict[str, float]:
+    """Processor milliseconds of one sample's UNet evaluation, alone and in a batch, plainly and with what a framework offers for speed.
+
+    Latents that are drawn together cannot be cheaper than this allows, whatever else is saved.
+    """
+    config, unet = pipeline.unet.config, pipeline.unet
+
+    def each(network: Any, count: int) -> float:
+        shown = torch.zeros(
+            count, config.in_channels, config.sample_size, config.sample_size, device=pipeline.device
+        )
+        texts = torch.zeros(count, 77, config.cross_attention_dim, device=pipeline.device)
+        seconds = []
+        with torch.no_grad():
+            for _ in range(4):
+                began = time.process_time()
+                for _ in range(max(1, size // count)):
+                    network(shown, 1, texts)
+                seconds.append((time.process_time() - began) / max(1, size // count) / count)
+        return round(1e3 * min(seconds), 2)
+
+    found = {"alone": each(unet, 1), "together": each(unet, size)}
+    found["together, channels last"] = each(unet.to(memory_format=torch.channels_last), size)
+    unet.to(memory_format=torch.contiguous_format)
+    found["together, compiled"] = each(torch.compile(unet), size)
+    return found
 
 
 def distance(first: Outcome, second: Outcome, pipeline: Pipeline) -> float:
@@ -158,6 +189,11 @@ def main() -> None:
     for case in all_cases():
         if not given.methods or case.method in given.methods:
             figures[case.name] = {"model": model.path, **compare(case, pipeline, target, given)}
+    if given.batching:
+        figures["batching"] = {"ratio": 0.0, **batching(pipeline)}
+        found = figures["batching"]
+        found["ratio"] = round(found["alone"] / found["together"], 2)
+        print(f"one evaluation, milliseconds of processor time: {found}")
     if given.json:
         kept = json.loads(given.json.read_text(encoding="utf-8")) if given.json.is_file() else {}
         given.json.write_text(json.dumps({**kept, **figures}, indent=1) + "\n", encoding="utf-8")

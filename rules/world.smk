@@ -198,6 +198,22 @@ rule world_mhsc:
         "../workflow/scripts/world_train.py"
 
 
+# The reward model of the micro world: which of two pictures answers a prompt better.
+rule world_reward:
+    input:
+        clip=rules.world_clip.output,
+    output:
+        f"{WORLD}/reward/reward/model.safetensors",
+    log:
+        "logs/world/reward.log",
+    params:
+        model="reward",
+        seed=WORLD_SEED,
+    threads: 1
+    script:
+        "../workflow/scripts/world_train.py"
+
+
 rule world_assemble:
     input:
         rules.world_decoder.output,
@@ -209,6 +225,7 @@ rule world_assemble:
         rules.world_features.output,
         rules.world_parts.output,
         rules.world_mhsc.output,
+        rules.world_reward.output,
     output:
         f"{WORLD}/micro/sizes.json",
     log:

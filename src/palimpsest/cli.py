@@ -217,6 +217,65 @@ def share(
     typer.echo("\n".join(lines))
 
 
+@app.command()
+def estimate(
+    experiment: Annotated[
+        str | None,
+        typer.Argument(
+            help="A file such as experiments/paper.yaml, or its name; params.yaml alone when left out."
+        ),
+    ] = None,
+    device: Annotated[
+        str | None,
+        typer.Option(
+            help="A chip: h200, h100, a100, l40s, rtx4090, ...; that of this machine when left out, else h200."
+        ),
+    ] = None,
+    calibrate: Annotated[
+        float | None, typer.Option(help="Measure this machine instead, for about this many seconds.", min=1)
+    ] = None,
+    save: Annotated[
+        bool, typer.Option("--save", help="Keep what --calibrate measured in benchmarks/rates/.")
+    ] = False,
+    remaining: Annotated[bool, typer.Option("--remaining", help="Only what is not made yet.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+) -> None:
+    """Reckon what an experiment takes before it is run: jobs, images, evaluations, hours, disk, downloads and licences."""
+    from palimpsest import cli_estimate
+    from palimpsest.estimate.chips import UnknownChip
+
+    try:
+        laid = cli_estimate.overlay(experiment) if experiment else None
+        plan = load_plan([laid] if laid else None)
+        chip = cli_estimate.chosen(plan, device, calibrate, save)
+    except (FileNotFoundError, UnknownChip) as error:
+        stop(str(error))
+    typer.echo(cli_estimate.report(plan, chip, remaining, as_json))
+
+
+@app.command()
+def download(
+    experiment: Annotated[
+        str | None,
+        typer.Argument(
+            help="A file such as experiments/paper.yaml, or its name; params.yaml alone when left out."
+        ),
+    ] = None,
+    accept: Annotated[
+        bool, typer.Option("--accept", help="You have read the licences that are listed, and accept them.")
+    ] = False,
+    only: Annotated[str, typer.Option(help="Only repositories whose name holds this.")] = "",
+) -> None:
+    """Fetch the weights that an experiment reads from the hub, going on after breaks; without --accept list them with their licences."""
+    from palimpsest import cli_download, cli_estimate
+
+    try:
+        laid = cli_estimate.overlay(experiment) if experiment else None
+        cli_download.run(load_plan([laid] if laid else None), experiment or "", only, accept, typer.echo)
+    except (FileNotFoundError, cli_download.Refused) as error:
+        stop(str(error))
+
+
 @app.command("external-template")
 def external_template(
     suites: Annotated[

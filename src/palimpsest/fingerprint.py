@@ -29,6 +29,10 @@ def fingerprint(path: str | Path, revision: str | None = None, root: str | Path 
         lines = [f"{p.relative_to(place).as_posix()} {digests[p]}" for p in files]
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:32]
     if place.is_file():
+        beside = place.with_suffix("")
+        if place.suffix == ".safetensors" and (beside / "model_index.json").is_file():
+            # the configuration of a checkpoint in one file decides its images too
+            return hashlib.sha256(f"{_files([place])[place]} {fingerprint(beside)}".encode()).hexdigest()[:32]
         return _files([place])[place]
     return f"{path}@{revision}" if revision else "missing"
 

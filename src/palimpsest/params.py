@@ -32,9 +32,9 @@ from palimpsest.specs import (
 
 __all__ = [
     "BadSettings", "Classifiers",
-    "Detector", "Keywords", "Masks", "Model", "Name", "Params", "PromptFormat", "Quality", "Report", "Rule", "Sampler", "SamplerName",
-    "Source", "Statistics", "Strict", "Suite", "Theme", "TrainingImages", "Variants", "load", "merge", "parse", "problems_of",
-    "read_yaml",
+    "Detector", "Downloads", "Keywords", "Masks", "Model", "Name", "Params", "PromptFormat", "Quality", "Report", "Rule", "Sampler",
+    "SamplerName", "Source", "Statistics", "Strict", "Suite", "Theme", "TrainingImages", "Variants", "load", "merge", "parse",
+    "problems_of", "read_yaml",
 ]  # fmt: skip
 
 # The parser in C, where PyYAML has it, is ten times as fast and reads the same.
@@ -99,6 +99,14 @@ class Classifiers(Strict):
     renders: Annotated[int, Field(ge=0)] = 0
 
 
+class Downloads(Strict):
+    """How `palimpsest download` reaches the hub; runs never do. offline: not at all, as HF_HUB_OFFLINE=1; tries: how often it is tried
+    again after a break."""
+
+    offline: bool = False
+    tries: Annotated[int, Field(ge=0)] = 8
+
+
 class Report(Strict):
     """blur: whether images are blurred until clicked (always on for real suites); pairs: image pairs per method and theme."""
 
@@ -128,6 +136,7 @@ class Params(Strict):
     rules: Annotated[dict[str, Rule], Field(min_length=1)]
     statistics: Statistics = Statistics()
     classifiers: Classifiers = Classifiers()
+    downloads: Downloads = Downloads()
     report: Report = Report()
     quality: Quality = Quality()
     gates: dict[str, Any] = {}

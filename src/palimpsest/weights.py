@@ -21,9 +21,14 @@ def hub_cache() -> Path:
 
 
 def is_hub_id(path: str) -> bool:
-    """Whether a settings path can only mean a hub repository: two plain parts, and no such folder here."""
+    """Whether a settings path can mean a hub repository: two plain parts, and no file of weights."""
     parts = path.split("/")
-    return len(parts) == 2 and all(parts) and not path.startswith((".", "~"))
+    return (
+        len(parts) == 2
+        and all(parts)
+        and not path.startswith((".", "~"))
+        and not path.endswith(".safetensors")
+    )
 
 
 def snapshot(path: str, revision: str | None) -> Path:
@@ -132,5 +137,6 @@ def _download(path: str, revision: str | None) -> str:
     at = f" --revision {revision}" if revision else ""
     return (
         f"the weights {path!r} are not in the hub cache ({hub_cache()}). Read and accept their licence on the hub, then run "
-        f"`hf download {path}{at}` on a machine with network access"
+        f"`hf download {path}{at}` on a machine with network access (or `palimpsest download` for all that the "
+        "experiment reads)"
     )

@@ -44,7 +44,10 @@ class RewardNetwork(nn.Module):
 
     def forward(self, pixels: torch.Tensor, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """Standardised rewards [n] of pixels [n, 3, h, w] and token ids [n, length] with their attention mask."""
-        seen = self.vision(pixel_values=pixels).last_hidden_state
+        return self.judged(self.vision(pixel_values=pixels).last_hidden_state, ids, mask)
+
+    def judged(self, seen: torch.Tensor, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """The same from what the vision transformer gives, [n, places, width]."""
         everywhere = torch.ones(seen.shape[:2], dtype=torch.long, device=seen.device)
         read = self.text(
             input_ids=ids,

@@ -197,7 +197,9 @@ def _snapshot(path: str, revision: str | None, setting: str, weights: str) -> Pa
             f"{', '.join(PARTS)}), or give a hub id, or, for a whole one, a .safetensors file."
         )
     try:
-        return Path(snapshot_download(path, revision=revision, local_files_only=True))
+        # what the message below asks for; without patterns, a snapshot that lacks other files counts as none
+        wanted = ["*.json", "*.txt", weights]
+        return Path(snapshot_download(path, revision=revision, local_files_only=True, allow_patterns=wanted))
     except (LocalEntryNotFoundError, HFValidationError, OSError) as error:
         raise MissingModel(
             f"{setting}: {path!r} is neither a folder nor in the local Hugging Face cache. Nothing is downloaded on its own. "
@@ -221,13 +223,10 @@ def _single_file(path: Path, dtype: Any, setting: str) -> dict[str, Any]:
             f"(model_index.json, {', '.join(PARTS)}; no "
             f"weights needed) into {configs}/."
         )
-    from diffusers import StableDiffusionPipeline
+    from palimpsest.sampling.single_file import components
 
     _quiet()
-    whole = StableDiffusionPipeline.from_single_file(
-        str(path), config=str(configs), torch_dtype=dtype, local_files_only=True, safety_checker=None
-    )
-    return {name: getattr(whole, name) for name in PARTS}
+    return components(path, configs, dtype, PARTS)
 
 
 def _quiet() -> None:

@@ -10,8 +10,8 @@ from pathlib import Path
 BUDGET_MB = 40.0
 STABLE_DIFFUSION, CLIP, JUDGE = "stable-diffusion", "clip", "vqa"
 CLEANED, CHECKER, FEATURES = "cleaned", "safety-checker", "features"
-PARTS, HEADS = "parts", "mhsc"
-FOLDERS = (STABLE_DIFFUSION, CLIP, JUDGE, CLEANED, CHECKER, FEATURES, PARTS, HEADS)
+PARTS, HEADS, REWARD = "parts", "mhsc", "reward"
+FOLDERS = (STABLE_DIFFUSION, CLIP, JUDGE, CLEANED, CHECKER, FEATURES, PARTS, HEADS, REWARD)
 
 
 def assemble_pipeline(autoencoder: Path, clip_folder: Path, unet: Path, target: Path) -> None:
@@ -102,7 +102,7 @@ def megabytes(folder: Path) -> float:
 
 
 def assemble(build: Path, target: Path) -> dict[str, float]:
-    """From ``build/{decoder,clip,unet,judge,cleaned,checker,features,parts,mhsc}`` to ``target``; returns the sizes in MB.
+    """From ``build/{decoder,clip,unet,judge,cleaned,checker,features,parts,mhsc,reward}`` to ``target``; returns the sizes in MB.
 
     Raises ``ValueError`` above the budget of 40 MB and ``FileNotFoundError`` naming the part that is not made yet.
     """
@@ -116,6 +116,7 @@ def assemble(build: Path, target: Path) -> dict[str, float]:
         "features": build / "features" / FEATURES,
         "parts": build / "parts" / PARTS,
         "mhsc": build / "mhsc" / HEADS,
+        "reward": build / "reward" / REWARD,
     }
     for name, path in parts.items():
         if not path.is_dir():
@@ -129,7 +130,8 @@ def assemble(build: Path, target: Path) -> dict[str, float]:
     assemble_clip(parts["clip"], target / CLIP)
     assemble_judge(parts["judge"], target / JUDGE)
     assemble_cleaned(parts["cleaned"], target / CLEANED)
-    for name, folder in (("checker", CHECKER), ("features", FEATURES), ("parts", PARTS), ("mhsc", HEADS)):
+    small = {"checker": CHECKER, "features": FEATURES, "parts": PARTS, "mhsc": HEADS, "reward": REWARD}
+    for name, folder in small.items():
         shutil.copytree(parts[name], target / folder)
     sizes = {name: round(megabytes(target / name), 2) for name in FOLDERS}
     if sum(sizes.values()) > BUDGET_MB:

@@ -16,6 +16,7 @@ MODELS = (
     "features",
     "parts",
     "mhsc",
+    "reward",
 )
 
 
@@ -90,6 +91,12 @@ def main(argv: list[str] | None = None) -> None:
 
         gates = mhsc.make(options.out, options.seed, options.autoencoder, options.clip)
         print(checker.said(gates), flush=True)
+    elif options.model == "reward":
+        from palimpsest.world import checker, reward
+
+        print(
+            checker.said(reward.train(options.out, options.seed, options.clip, options.minutes)), flush=True
+        )
 
 
 if __name__ == "__main__":
