@@ -51,6 +51,7 @@ def load_pipeline(
                 f"{setting}: {path} is a single file, which is not read for architecture 'sdxl'; give a diffusers folder or a hub id"
             )
         parts = _single_file(path, getattr(torch, dtype), setting)
+        check(model.architecture, architecture_of(path.with_suffix(""), setting), path, setting)
     else:
         folder = checkpoint_folder(model.path, model.revision, setting)
         parts = _folder(folder, getattr(torch, dtype), setting, model.architecture)
