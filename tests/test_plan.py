@@ -150,7 +150,7 @@ def test_the_papers_experiment_has_the_papers_cells_and_no_others():
 
 def test_every_method_of_the_xl_experiment_is_defined_for_it():
     made = plan.build(params.load(ROOT / "params.yaml", ROOT / "experiments/sdxl.yaml"), ROOT)
-    assert not made.aggregate.args.get("skipped")
+    assert not made.tables.aggregate.args.get("skipped")
     assert {c.where["method"] for c in made.cells.values() if c.step == "generate"} == set(
         made.params.methods
     )
