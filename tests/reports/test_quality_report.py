@@ -74,7 +74,7 @@ def test_the_table_has_a_column_per_measure_and_a_row_per_variant(inputs: Report
     assert table is not None
     heads = [column.label for column in table.columns]
     assert "CLIPScore (micro/clip) ↑" in heads
-    assert heads.index("Perceptual drift (micro) ↓") < heads.index("FID (micro) ↓")
+    assert heads.index("LPIPS drift (micro) ↓") < heads.index("FID (micro) ↓")
     assert table.rows[0]["is_base"]
     variants = inputs.cells.filter(pl.col("suite") == "coco").select(KEYS).unique()
     assert len(table.rows) == len(variants)

@@ -169,7 +169,7 @@ def all_tables(rows: Sequence[Row], inputs: ReportInputs, study: Study) -> list[
     params = inputs.params
     found = [
         verdict_tables.levels_table(study), verdict_tables.guidance_table(study),
-        verdict_tables.toxicity_table(inputs.toxicity), verdict_tables.beside_table(rows, params, inputs.reference),
+        verdict_tables.toxicity_table(inputs.toxicity), verdict_tables.beside_table(study.rows, params, inputs.reference),
         tables.ep_table(rows, params), *layouts.layouts(rows, params), tables.dataset_table(rows, params),
         tables.rules_table(rows, params),
         tables.benign_table(rows, params), quality.quality_table(rows, inputs), quality.grd_table(rows, inputs),
