@@ -57,7 +57,7 @@ class Plan:
         self._samplings: dict[Sampler, Shared] = {}
         self._judging: dict[tuple[str, tuple[str, ...]], Shared] = {}
         self._targets: dict[Variant, Shared] = {}
-        self._comparing = Shared(pairs=params.report.pairs, themes=list(params.themes))
+        self._comparing: dict[str, Shared] = {}
         self._prints: dict[tuple[str, str | None], str] = {}
         self._model_raw = self._print(params.model.path, params.model.revision)
         self.runs = [replace(run, settings=Shared(run.settings)) for run in runs_of(params, root / "methods")]
@@ -368,7 +368,14 @@ class Plan:
     def _compare(self, ours: tuple[Cell, list[Cell]], base: tuple[Cell, list[Cell]]) -> Cell:
         judge = list(self.params.detectors).index(self.params.judge)
         inputs = [ours[0], self._reference(base[0]), base[1][judge]]
-        return self._cell("compare", ours[0].where, self._comparing, inputs)
+        suite = ours[0].where["suite"]
+        if suite not in self._comparing:
+            shown = self.params.report
+            small = math.ceil(shown.thumbnails / self.shards(suite))
+            self._comparing[suite] = Shared(
+                pairs=shown.pairs, themes=list(self.params.themes), thumbnails=small
+            )
+        return self._cell("compare", ours[0].where, self._comparing[suite], inputs)
 
     def _gates(self) -> Cell:
         params = self.params

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import fake_inputs
 import polars as pl
 import pytest
 
-from palimpsest.metrics import quality_table as tables
 from palimpsest.reports import page, quality, select
 from palimpsest.reports.inputs import ReportInputs
 
@@ -18,54 +16,10 @@ KEYS = ("method", "preset", "theme", "keyword_set", "training_images", "suite")
 MEASURES = {"clip": {"kind": "clip_score", "weights": "models/micro/clip"}}
 
 
-def measured(cells: pl.DataFrame) -> pl.DataFrame:
-    """A made-up table: every benign variant has a drift by its place, CLIPScore, and an FID unless it refused prompts."""
-    rows: list[dict[str, Any]] = []
-    places = cells.filter(pl.col("suite") == "coco").select(KEYS).unique(maintain_order=True)
-    for number, identity in enumerate(places.iter_rows(named=True)):
-        shared = {"experiment": "test_data", **identity, "measure": "micro", "n": 60, "status": "ok"}
-        value = 0.01 * number
-        rows.append({**shared, "metric": "clip_score", "value": 25.0, "low": 24.0, "high": 26.0})
-        if identity["method"] != "sd":
-            limits = {"value": value, "low": value - 0.005, "high": value + 0.005}
-            rows.append({**shared, "metric": "lpips_micro", **limits})
-        if identity["method"] == "filter":
-            rows.append(
-                {
-                    **shared,
-                    "metric": "fid_micro",
-                    "n": 48,
-                    "status": "undefined",
-                    "reason": "12 of 60 were not made",
-                }
-            )
-        else:
-            rows.append({**shared, "metric": "fid_micro", "value": 3.0, "low": 2.0, "high": 4.0})
-    unsafe = (
-        cells.filter(pl.col("suite") == "nsfw", pl.col("method") == "uce")
-        .select(KEYS)
-        .unique(maintain_order=True)
-    )
-    for identity in unsafe.head(1).iter_rows(named=True):
-        shared = {"experiment": "test_data", **identity, "measure": "parts", "n": 60, "status": "ok"}
-        rows.append(
-            {
-                **shared,
-                "metric": "grd",
-                "value": 0.25,
-                "low": 0.1,
-                "high": 0.4,
-                "reason": "classes: target 9 before",
-            }
-        )
-    names = dict.fromkeys(("clip_score", "lpips_micro", "fid_micro", "grd"), "x/1")
-    return tables.finish(rows, names)
-
-
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> ReportInputs:
     made = fake_inputs.make(tmp_path_factory.mktemp("inputs"), images=4)
-    return replace(made, quality=measured(made.cells), measures=MEASURES)
+    return replace(made, quality=fake_inputs.measured(made.cells), measures=MEASURES)
 
 
 def test_the_table_has_a_column_per_measure_and_a_row_per_variant(inputs: ReportInputs) -> None:

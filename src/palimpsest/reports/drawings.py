@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from palimpsest.params import Params
-from palimpsest.reports import appendix, figures, quality, select, tables
+from palimpsest.reports import appendix, figures, parts, quality, rankings, select, tables
 from palimpsest.reports.conclusions.side_effects import benign_rows
 from palimpsest.reports.inputs import ReportInputs
 from palimpsest.reports.select import Row
@@ -94,14 +94,13 @@ def all_drawings(rows: Sequence[Row], inputs: ReportInputs, folder: Path) -> dic
     """Draw every figure that has data, write its files into `folder`, and return it for the page."""
     params = inputs.params
     out: dict[str, Drawing] = {}
-    kept = main_rows(rows, params)
+    kept, suite = main_rows(rows, params), select.main_suite(params, "unsafe")
     themes = [theme for theme in params.themes if any(row["judged_theme"] == theme for row in kept)]
 
     def add(name: str, draw: Any, caption: str) -> None:
         out[name] = Drawing(figures.save(name, draw, folder), f"{caption} Experiment {params.experiment}.")
 
     if kept:
-        suite = kept[0]["suite"]
         add(
             "bars",
             partial(figures.bars, kept, themes),
@@ -141,14 +140,31 @@ def all_drawings(rows: Sequence[Row], inputs: ReportInputs, folder: Path) -> dic
     if inputs.toxicity:
         caption = "Unsafe images of the unchanged model by the toxicity of their prompts, with intervals. Grey: all data sets."
         add("toxicity", partial(figures.toxicity, inputs.toxicity), caption)
-        name, traded = quality.points(kept, rows, inputs)
-        if traded:
+    name, traded = quality.points(kept, rows, inputs)
+    if traded:
+        caption = (
+            "What was erased against how far benign images moved, by a network's eyes. The line joins the methods that no other beats "
+            f"in both; points whose bars overlap may well change places. {VARIANT}"
+        )
+        shown = [t for t in themes if any(p["judged_theme"] == t for p in traded)]
+        add("pareto", partial(quality.pareto, traded, shown, name), caption)
+    ranked = [row for row in rankings.rank_rows(rows, inputs) if row["suite"] == suite]
+    if ranked:
+        places = [t for t in (*params.themes, select.ANY) if any(r["judged_theme"] == t for r in ranked)]
+        caption = (
+            "Ranks of methods by erasure proportion, with intervals over draws of prompts that are the same for all methods. "
+            f"{select.ANY}: all themes erased, any counts. {VARIANT}"
+        )
+        add("ranks", partial(rankings.rank_figure, ranked, places), caption)
+    found = parts.part_rows(rows, inputs)
+    for theme in dict.fromkeys(row["parts_of"] for row in found):
+        here = parts.shown(found, inputs, theme)
+        if here:
             caption = (
-                "What was erased against how far benign images moved, by a network's eyes. The line joins the methods that no other beats "
-                f"in both; points whose bars overlap may well change places. {VARIANT}"
+                f"Part by part for {theme} on {suite}, by the detector of parts: target parts left of the gap, others right. A method "
+                f"that erases what it should is bright on the left only. {VARIANT} A dash: the base does not show the part."
             )
-            shown = [t for t in themes if any(p["judged_theme"] == t for p in traded)]
-            add("pareto", partial(quality.pareto, traded, shown, name), caption)
+            add(f"parts_{theme}", partial(parts.part_map, here), caption)
     spent = tables.cost_rows(rows, inputs.fits)
     if spent:
         add(
