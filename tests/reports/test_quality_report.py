@@ -9,7 +9,7 @@ import fake_inputs
 import polars as pl
 import pytest
 
-from palimpsest.reports import page, quality, select
+from palimpsest.reports import figures, page, quality, select
 from palimpsest.reports.inputs import ReportInputs
 
 KEYS = ("method", "preset", "theme", "keyword_set", "training_images", "suite")
@@ -56,3 +56,21 @@ def test_the_page_shows_it_all_and_says_nothing_without(inputs: ReportInputs, tm
     page.write_report(replace(inputs, quality=None, measures={}), tmp_path / "without")
     assert "Quality of images" not in (tmp_path / "without" / "index.html").read_text(encoding="utf-8")
     assert not (tmp_path / "without" / "figures" / "pareto.svg").exists()
+
+
+def test_every_point_of_a_trade_lies_within_its_panel() -> None:
+    found = [
+        {"label": "a", "stage": "fine-tuning", "judged_theme": theme, "kept": x, "kept_low": x / 2, "kept_high": 1.5 * x,
+         "ep": ep, "ep_low": ep - 2.0, "ep_high": ep + 0.1}
+        for theme, x, ep in (("one", 0.1, 0.9), ("two", 1.0, -0.4))
+    ]  # fmt: skip
+    for figure in (
+        quality.pareto(found, ["one", "two"], "lpips_micro"),
+        figures.scatter(
+            [row | {"benign_drift": row["kept"], "benign_drift_high": row["kept_high"]} for row in found],
+            ["one", "two"],
+        ),
+    ):
+        for axis in figure.axes:
+            assert axis.get_xlim()[0] == 0 and axis.get_xlim()[1] > 1.5
+            assert -111 < axis.get_ylim()[0] < -40

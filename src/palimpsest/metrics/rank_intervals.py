@@ -144,6 +144,7 @@ def _by_ep(totals: np.ndarray) -> np.ndarray:
 
 def _ranks(values: np.ndarray) -> np.ndarray:
     """Ranks from 1 along the last axis, smallest first, equals share the mean: float [draws, m]."""
-    from scipy.stats import rankdata
-
-    return np.asarray(rankdata(values, axis=1), np.float64)
+    before = (values[:, None, :] < values[:, :, None]).sum(axis=2)
+    level = (values[:, None, :] == values[:, :, None]).sum(axis=2)
+    found: np.ndarray = before + (level + 1) / 2
+    return found

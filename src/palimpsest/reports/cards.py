@@ -162,7 +162,7 @@ def croissant(
 
 def _file(path: Path, name: str) -> dict[str, Any]:
     data = path.read_bytes()
-    kind = "text/csv" if path.suffix == ".csv" else "application/vnd.apache.parquet"
+    kind = "text/csv" if path.suffix == ".csv" else "application/x-parquet"
     return {
         "@type": "cr:FileObject",
         "@id": name,

@@ -66,6 +66,9 @@ def save(name: str, draw: Callable[[], Figure], folder: Path) -> str:
         figure = draw()
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+        figure.set_layout_engine(
+            "none"
+        )  # everything stands where it should; to lay it out again takes as long as to draw it
         figure.savefig(folder / f"{name}.png", dpi=144, metadata={"Software": None})
     svg = buffer.getvalue()
     (folder / f"{name}.svg").write_text(svg, encoding="utf-8")
@@ -240,15 +243,25 @@ def scatter(points: Sequence[dict[str, Any]], themes: Sequence[str]) -> Figure:
             axis.errorbar(x, y, fmt=marker, color=paint, markersize=5, **bars)
             number = str(labels.index(point["label"]) + 1)
             axis.annotate(number, (x, y), xytext=(4, 3), textcoords="offset points", fontsize=8)
-        axis.set_xlim(left=0)
         axis.set_title(theme, fontsize=10)
         axis.grid()
+    trade_limits(axes[0][0], points, "benign_drift")
     axes[0][0].set_ylabel("erasure proportion (%)")
     figure.supxlabel("drift of benign images (RMSE); left is better", fontsize=9)
     stage_legend(figure, points)
     key = "\n".join(f"{place:>2}  {label}{_answers(points, label)}" for place, label in enumerate(labels, 1))
     axes[0][-1].annotate(key, (1.04, 1), xycoords="axes fraction", va="top", fontsize=8, linespacing=1.35)
     return figure
+
+
+def trade_limits(axis: Axes, points: Sequence[Mapping[str, Any]], key: str) -> None:
+    """Limits of panels that share their axes: from 0 to the farthest point or limit, and of EP no lower than twice the base's images.
+
+    To be set when all panels are drawn: a limit that is set earlier stays, whatever is drawn later.
+    """
+    ends = [p[f"{key}_high"] if p.get(f"{key}_high") is not None else p[key] for p in points]
+    axis.set_xlim(0, 1.08 * max(ends) or 1.0)
+    axis.set_ylim(max(-110.0, axis.get_ylim()[0]), 108)
 
 
 def _answers(points: Sequence[dict[str, Any]], label: str) -> str:
