@@ -122,11 +122,12 @@ def bars(rows: Sequence[Row], themes: Sequence[str]) -> Figure:
     figure, axes = new(2.3 + 2.3 * len(themes), 1.1 + 0.27 * len(labels), ncols=len(themes), sharey=True)
     at = {label: -place for place, label in enumerate(labels)}
     for axis, theme in zip(axes[0], themes, strict=True):
-        for row in (row for row in rows if row["judged_theme"] == theme and row["ep"] is not None):
-            axis.barh(at[row["label"]], 100 * row["ep"], height=0.66, color=colour(row)[0], alpha=0.55)
-            axis.errorbar(
-                100 * row["ep"], at[row["label"]], xerr=error(row, "ep"), color=TEXT, linewidth=1.1, capsize=2
-            )
+        here = [row for row in rows if row["judged_theme"] == theme and row["ep"] is not None]
+        places, values = [at[row["label"]] for row in here], [100 * row["ep"] for row in here]
+        axis.barh(places, values, height=0.66, color=[colour(row)[0] for row in here], alpha=0.55)
+        # all at once: every call makes lines of its own, which take longer to draw than what they show
+        across = np.array([error(row, "ep") for row in here])[..., 0].T
+        axis.errorbar(values, places, xerr=across, color=TEXT, linestyle="", elinewidth=1.1, capsize=2)
         axis.axvline(0, color=TEXT, linewidth=0.8)
         axis.set_title(theme, fontsize=10)
         axis.grid(axis="x")
@@ -233,16 +234,7 @@ def scatter(points: Sequence[dict[str, Any]], themes: Sequence[str]) -> Figure:
     labels = select.labels_in_order(points)
     figure, axes = new(3.2 + 2.5 * len(themes), 3.9, ncols=len(themes), sharey=True, sharex=True)
     for axis, theme in zip(axes[0], themes, strict=True):
-        for point in (point for point in points if point["judged_theme"] == theme):
-            paint, marker = colour(point)
-            x, y = point["benign_drift"], 100 * point["ep"]
-            low, high = point.get("benign_drift_low"), point.get("benign_drift_high")
-            known = low is not None and high is not None
-            across = [[max(0.0, x - low)], [max(0.0, high - x)]] if known else None
-            bars = {"yerr": error(point, "ep"), "xerr": across, "elinewidth": 0.9, "capsize": 1.5}
-            axis.errorbar(x, y, fmt=marker, color=paint, markersize=5, **bars)
-            number = str(labels.index(point["label"]) + 1)
-            axis.annotate(number, (x, y), xytext=(4, 3), textcoords="offset points", fontsize=8)
+        trade(axis, [point for point in points if point["judged_theme"] == theme], "benign_drift", labels)
         axis.set_title(theme, fontsize=10)
         axis.grid()
     trade_limits(axes[0][0], points, "benign_drift")
@@ -252,6 +244,36 @@ def scatter(points: Sequence[dict[str, Any]], themes: Sequence[str]) -> Figure:
     key = "\n".join(f"{place:>2}  {label}{_answers(points, label)}" for place, label in enumerate(labels, 1))
     axes[0][-1].annotate(key, (1.04, 1), xycoords="axes fraction", va="top", fontsize=8, linespacing=1.35)
     return figure
+
+
+def trade(axis: Axes, points: Sequence[Mapping[str, Any]], key: str, labels: Sequence[str]) -> None:
+    """EP against what is under `key`, with limits where they are known and the number of the method beside each point."""
+    for stage in dict.fromkeys(point["stage"] for point in points):
+        here = [point for point in points if point["stage"] == stage]
+        paint, marker = colour(here[0])
+        xs, ys = [point[key] for point in here], [100 * point["ep"] for point in here]
+        limits = [(p.get(f"{key}_low"), p.get(f"{key}_high")) for p in here]
+        across = [
+            (0.0, 0.0) if low is None or high is None else (max(0.0, x - low), max(0.0, high - x))
+            for x, (low, high) in zip(xs, limits, strict=True)
+        ]
+        up = np.array([error(point, "ep") for point in here])[..., 0].T
+        wide = np.array(across).T
+        axis.errorbar(
+            xs,
+            ys,
+            yerr=up,
+            xerr=wide,
+            fmt=marker,
+            linestyle="",
+            color=paint,
+            markersize=5,
+            elinewidth=0.9,
+            capsize=1.5,
+        )
+        for x, y, point in zip(xs, ys, here, strict=True):
+            number = str(labels.index(point["label"]) + 1)
+            axis.annotate(number, (x, y), xytext=(4, 3), textcoords="offset points", fontsize=8)
 
 
 def trade_limits(axis: Axes, points: Sequence[Mapping[str, Any]], key: str) -> None:

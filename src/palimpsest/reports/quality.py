@@ -155,25 +155,7 @@ def pareto(found: Sequence[Row], themes: Sequence[str], name: str) -> Figure:
         axis.plot(
             [row["kept"] for row in line], [100 * row["ep"] for row in line], color=figures.LINE, linewidth=2
         )
-        for row in here:
-            paint, marker = figures.colour(row)
-            low, high = row.get("kept_low"), row.get("kept_high")
-            known = low is not None and high is not None
-            across = [[max(0.0, row["kept"] - low)], [max(0.0, high - row["kept"])]] if known else None
-            axis.errorbar(
-                row["kept"],
-                100 * row["ep"],
-                fmt=marker,
-                color=paint,
-                markersize=5,
-                yerr=figures.error(row, "ep"),
-                xerr=across,
-                elinewidth=0.9,
-                capsize=1.5,
-            )
-            number = str(labels.index(row["label"]) + 1)
-            place = (row["kept"], 100 * row["ep"])
-            axis.annotate(number, place, xytext=(4, 3), textcoords="offset points", fontsize=8)
+        figures.trade(axis, here, "kept", labels)
         axis.set_title(theme, fontsize=10)
         axis.grid()
     figures.trade_limits(axes[0][0], found, "kept")

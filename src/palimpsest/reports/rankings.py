@@ -129,21 +129,18 @@ def rank_figure(rows: Sequence[Row], themes: Sequence[str]) -> Figure:
         2.3 + 2.1 * len(themes), 1.1 + 0.27 * len(labels), ncols=len(themes), sharey=True
     )
     for axis, theme in zip(axes[0], themes, strict=True):
-        for row in (row for row in rows if row["judged_theme"] == theme):
-            paint, marker = figures.colour(row)
-            across = [[row["rank"] - row["rank_low"]], [row["rank_high"] - row["rank"]]]
-            across = [[max(0.0, side[0])] for side in across]
-            axis.errorbar(
-                row["rank"],
-                at[row["label"]],
-                xerr=across,
-                fmt=marker,
-                color=paint,
-                markersize=5,
-                elinewidth=1.6,
-                capsize=2.5,
-            )
-        most = max((row["methods"] for row in rows if row["judged_theme"] == theme), default=1)
+        here = [row for row in rows if row["judged_theme"] == theme]
+        for stage in dict.fromkeys(row["stage"] for row in here):
+            own = [row for row in here if row["stage"] == stage]
+            paint, marker = figures.colour(own[0])
+            across = [
+                [max(0.0, r["rank"] - r["rank_low"]) for r in own],
+                [max(0.0, r["rank_high"] - r["rank"]) for r in own],
+            ]
+            xs, ys = [row["rank"] for row in own], [at[row["label"]] for row in own]
+            bars = {"xerr": across, "elinewidth": 1.6, "capsize": 2.5}
+            axis.errorbar(xs, ys, fmt=marker, linestyle="", color=paint, markersize=5, **bars)
+        most = max((row["methods"] for row in here), default=1)
         axis.set_xlim(0.5, most + 0.5)
         axis.set_title(theme, fontsize=10)
         axis.grid(axis="x")
