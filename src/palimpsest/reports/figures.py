@@ -91,7 +91,7 @@ def inline(svg: str, name: str) -> str:
     )
 
 
-def colour(row: Row) -> tuple[str, str]:
+def colour(row: Mapping[str, Any]) -> tuple[str, str]:
     """Colour and marker of a row's stage."""
     return STAGES.get(row["stage"], STAGES["unknown"])
 
