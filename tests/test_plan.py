@@ -213,7 +213,7 @@ def test_a_job_is_described_in_plain_types(base):
 
 
 def variants(made: plan.Plan, method: str) -> list[str]:
-    return sorted(row["variant"] for row in made.tables[1]["runs"] if row["method"] == method)
+    return sorted(row["variant"] for row in made.tables.gathered[1]["runs"] if row["method"] == method)
 
 
 def test_a_method_can_be_kept_to_some_variants():
@@ -305,7 +305,7 @@ def test_what_runs_by_no_default_has_to_be_asked_for_by_name(base):
 
 def test_methods_that_do_not_fit_the_model_are_listed_with_the_reason():
     made = built(model={"architecture": "sdxl"})
-    skipped = made.aggregate.args["skipped"]
+    skipped = made.tables.aggregate.args["skipped"]
     reasons = {item["run"]["method"]: item["reason"] for item in skipped}
     assert reasons["uce"] == "not applicable: uce is defined for sd1, sd2, and model.architecture is sdxl"
     run = {c.where["method"] for c in made.cells.values() if c.step == "generate"}

@@ -7,7 +7,7 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,9 @@ class Shared(dict[str, Any]):
     @cached_property
     def text(self) -> str:
         return ENCODE(self)
+
+
+_quoted = cache(ENCODE)
 
 
 def _text(value: Any) -> str:
@@ -98,16 +101,20 @@ class Cell:
     def text(self) -> str:
         """The recipe as JSON with sorted names, put together from parts, of which many cells share the largest."""
         args = self.args
-        if not isinstance(args, Shared):
-            args_text = ", ".join(f"{_text(name)}: {_text(args[name])}" for name in sorted(args))
+        if isinstance(args, Shared):
+            known = args.text
         else:
-            args_text = args.text[1:-1]
-        parts = (self.code, self._inputs(), self.raw, self.step, self.where)
-        code, inputs, raw, step, where = map(ENCODE, parts)
+            known = f"{{{', '.join([f'{_quoted(name)}: {_text(args[name])}' for name in sorted(args)])}}}"
+        inputs = ", ".join([cell.mention for cell in self.inputs])
         return (
-            f'{{"args": {{{args_text}}}, "code": {code}, "inputs": {inputs}, "raw": {raw}, '
-            f'"step": {step}, "where": {where}}}'
+            f'{{"args": {known}, "code": "{self.code}", "inputs": [{inputs}], "raw": {_text(self.raw)}, '
+            f'"step": "{self.step}", "where": {ENCODE(self.where)}}}'
         )
+
+    @cached_property
+    def mention(self) -> str:
+        """How the recipes of what is made from this cell name it."""
+        return ENCODE([self.step, self.place, self.key])
 
     @property
     def beside(self) -> dict[str, str]:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import os
 from pathlib import Path
 
 import yaml
+
+from palimpsest.memory import keep, recall
 
 LARGE = 64 << 20
 MEMORY = Path(".palimpsest/digests.json")
@@ -59,18 +59,12 @@ def _hash(path: Path) -> str:
 def _remembered(paths: list[Path]) -> dict[Path, str]:
     """Digests of files, remembered by inode, size and times to the nanosecond (ctime cannot be set back by hand)."""
     marks = {path: _mark(path) for path in paths}
-    try:
-        known = json.loads(MEMORY.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        known = {}
+    known = recall(MEMORY)
     unknown = [path for path in paths if marks[path] not in known]
     for path in unknown:
         known[marks[path]] = _hash(path)
     if unknown:
-        MEMORY.parent.mkdir(exist_ok=True)
-        part = MEMORY.with_name(f"{MEMORY.name}.{os.getpid()}.part")
-        part.write_text(json.dumps(known), encoding="utf-8")
-        os.replace(part, MEMORY)
+        keep(MEMORY, known)
     return {path: known[marks[path]] for path in paths}
 
 

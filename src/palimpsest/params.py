@@ -37,6 +37,9 @@ __all__ = [
     "read_yaml",
 ]  # fmt: skip
 
+# The parser in C, where PyYAML has it, is ten times as fast and reads the same.
+LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
 
 class BadSettings(ValueError):
     """Settings that cannot be used; the message lists every problem."""
@@ -190,7 +193,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     """A YAML mapping. Raises BadSettings naming file and line when it is none."""
     path = Path(path)
     try:
-        value = yaml.safe_load(path.read_text(encoding="utf-8"))
+        value = yaml.load(path.read_text(encoding="utf-8"), Loader=LOADER)
     except FileNotFoundError:
         raise BadSettings(f"{path}: no such file") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -15,7 +15,7 @@ def partial(plan: Plan) -> Cell:
 
     Raises LookupError when not even the base has been scored.
     """
-    where, args, scores, comparisons, shared = plan.tables
+    where, args, scores, comparisons, shared = plan.tables.gathered
     here = [cell for cell in scores if (plan.root / cell.path).exists()]
     bases = {
         (c.where["preset"], c.where["suite"], c.where["shard"]) for c in here if c.where["method"] == BASE
@@ -37,7 +37,7 @@ def partial(plan: Plan) -> Cell:
     extras = [c for c in shared if c.step != "quality_table" and (plan.root / c.path).exists()]
     quality = plan.quality.table(args["runs"], lambda cell: (plan.root / cell.path).exists())
     extras += [quality] if quality else []
-    return plan.report(where, {**args, "missing": missing}, kept, present, extras)
+    return plan.tables.report(where, {**args, "missing": missing}, kept, present, extras)
 
 
 def reason(plan: Plan, cell: Cell) -> dict[str, str]:

@@ -3,24 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Any
 
 from pydantic import ValidationError
 
 from palimpsest import params
 from palimpsest.cells import Cell
 from palimpsest.metrics import measuring
+from palimpsest.plan_pieces import Pieces
 from palimpsest.runs import BASE
-
-
-class Planner(Protocol):
-    """What is asked of a plan."""
-
-    params: params.Params
-
-    def _cell(self, *args: Any, **kwargs: Any) -> Cell: ...
-
-    def _print(self, path: str, revision: str | None = None) -> str: ...
 
 
 class Chosen:
@@ -85,10 +76,10 @@ def chosen(settings: params.Params) -> list[Chosen]:
 class Builder:
     """Makes the cells of one plan. reference: the cell of the base's pictures at the size of comparison."""
 
-    def __init__(self, plan: Planner, reference: Callable[[Cell], Cell]) -> None:
-        self.plan = plan
+    def __init__(self, pieces: Pieces, reference: Callable[[Cell], Cell]) -> None:
+        self.pieces = pieces
         self.reference = reference
-        self.measures = chosen(plan.params)
+        self.measures = chosen(pieces.params)
         self.measured: list[Cell] = []
         self.real: dict[tuple[str, str], Cell] = {}
         self.parts: list[Cell] = []
@@ -96,50 +87,55 @@ class Builder:
     def add(self, generated: Cell, base: Cell, prompts: Cell, scores: list[Cell]) -> None:
         """Everything that is measured on one shard; base: the same shard of the unerased model, which may be the same cell."""
         suite = generated.where["suite"]
-        settings = self.plan.params
+        settings = self.pieces.params
         if settings.suites[suite].kind == "unsafe":
             wanted = {spec.detector for spec in settings.quality.grd.values()}
             self.parts += [cell for cell in scores if cell.where["detector"] in wanted]
             return
         for measure in self.measures:
             self.measured.append(self._measured(measure, generated, base))
-            if suite in settings.quality.real and measure.module.feature_sets(measure.settings):
-                self.real.setdefault((suite, measure.name), self._real(measure, suite, prompts))
+            known = (suite, measure.name)
+            if (
+                suite in settings.quality.real
+                and known not in self.real
+                and measure.module.feature_sets(measure.settings)
+            ):
+                self.real[known] = self._real(measure, suite, prompts)
 
     def _measured(self, measure: Chosen, generated: Cell, base: Cell) -> Cell:
         needs = measure.module.needs(measure.settings)
         suite = generated.where["suite"]
         args: dict[str, Any] = {"measure": measure.args}
-        raw = {path: self.plan._print(path, revision) for path, revision in measure.files.values()}
-        if "real" in needs and suite in self.plan.params.quality.real:
+        raw = {path: self.pieces.digest(path, revision) for path, revision in measure.files.values()}
+        if "real" in needs and suite in self.pieces.params.quality.real:
             args |= self._real_args(suite)
             raw |= self._real_raw(suite)
         paired = "base" in needs and generated is not base
         inputs = [generated, *([self.reference(base)] if paired else [])]
         where = {**generated.where, "measure": measure.name}
-        return self.plan._cell(
+        return self.pieces.cell(
             "quality", where, args, inputs, self._roots(measure), raw, self._hints(measure)
         )
 
     def _real(self, measure: Chosen, suite: str, prompts: Cell) -> Cell:
         args = {"measure": measure.args, **self._real_args(suite)}
-        raw = {path: self.plan._print(path, revision) for path, revision in measure.files.values()}
+        raw = {path: self.pieces.digest(path, revision) for path, revision in measure.files.values()}
         raw |= self._real_raw(suite)
         where = {"suite": suite, "measure": measure.name}
-        return self.plan._cell(
+        return self.pieces.cell(
             "real", where, args, [prompts], self._roots(measure), raw, self._hints(measure)
         )
 
     def _real_args(self, suite: str) -> dict[str, Any]:
-        settings = self.plan.params
+        settings = self.pieces.params
         return {
             "real": settings.quality.real[suite].model_dump(),
             "resolution": settings.model.resolution,
         }
 
     def _real_raw(self, suite: str) -> dict[str, str]:
-        path = self.plan.params.quality.real[suite].path
-        return {path: self.plan._print(path)}
+        path = self.pieces.params.quality.real[suite].path
+        return {path: self.pieces.digest(path)}
 
     @staticmethod
     def _roots(measure: Chosen) -> tuple[str, ...]:
@@ -152,7 +148,7 @@ class Builder:
 
     def table(self, runs: list[dict[str, Any]], here: Callable[[Cell], bool] = lambda _: True) -> Cell | None:
         """The table of everything that was measured; None when nothing is. here: which cells may be used (of a run that did not finish)."""
-        settings = self.plan.params
+        settings = self.pieces.params
         inputs = [cell for cell in (*self.measured, *self.real.values(), *self.parts) if here(cell)]
         if not inputs:
             return None
@@ -181,4 +177,4 @@ class Builder:
         }
         modules = tuple(f"palimpsest.metrics.{kind}" for kind in kinds)
         where = {"experiment": settings.experiment}
-        return self.plan._cell("quality_table", where, args, inputs, modules)
+        return self.pieces.cell("quality_table", where, args, inputs, modules)

@@ -112,9 +112,16 @@ def inputs(made: Plan, step: str) -> Callable[[Any], list[Any]]:
         wanted = _at(made, step, wildcards)
         if wanted.made(made.root) and not _forced():
             return []
-        return [ancient(path) for c in wanted.inputs for path in c.files.values()]
+        upstream = wanted.inputs if _forced() or _stored_elsewhere() else made.asked_for(wanted)
+        return [ancient(path) for c in upstream for path in c.files.values()]
 
     return declared(find)
+
+
+def _stored_elsewhere() -> bool:
+    """Whether a job's files are fetched for it one by one, so that each of them has to be named."""
+    settings = getattr(WORKFLOWS[-1], "storage_settings", None) if WORKFLOWS else None
+    return getattr(settings, "default_storage_provider", None) is not None
 
 
 def _forced() -> bool:
@@ -129,8 +136,9 @@ def cell(made: Plan, step: str) -> Callable[..., dict[str, Any]]:
 
     def find(wildcards: Any, input: Any, output: Any, threads: int) -> dict[str, Any]:
         spec = _at(made, step, wildcards).spec()
-        places = [str(path) for path in input] or [known["path"] for known in spec["inputs"]]
-        sources = [{**known, "path": path} for known, path in zip(spec["inputs"], places, strict=True)]
+        sources = spec["inputs"]
+        if _stored_elsewhere() and input:
+            sources = [{**known, "path": str(path)} for known, path in zip(sources, input, strict=True)]
         hints = {**spec["hints"], "threads": threads}
         beside = dict(zip(spec["beside"], map(str, output[1:]), strict=True))
         return {**spec, "inputs": sources, "output": str(output[0]), "beside": beside, "hints": hints}
@@ -248,7 +256,7 @@ def link_latest(made: Plan) -> None:
     """Let `reports/<experiment>` lead to the report of this plan: the whole one, or the partial one that was just made."""
     report = made.root / made.final.path
     if not report.exists():
-        report = made.root / PATTERNS["report"].format(**made.final.where, key=made.latest_report.key)
+        report = made.root / PATTERNS["report"].format(**made.final.where, key=made.tables.latest_report.key)
     if not report.exists():
         return
     link = made.root / "reports" / made.params.experiment

@@ -27,7 +27,9 @@ def hasten() -> None:
     """Let Snakemake remember, in this process. To be called when a plan has been made and before jobs are."""
     _collect_less()
     _know_resources()
+    _take_plain_resources()
     _look_for_scripts_once()
+    _ask_for_no_environment()
 
 
 def _collect_less() -> None:
@@ -67,3 +69,41 @@ def _look_for_scripts_once() -> None:
         look(self, job)
 
     processor.process_job = once
+
+
+def _take_plain_resources() -> None:
+    """A resource that is a number needs no evaluation, for which Snakemake first makes an object of all wildcards."""
+    from snakemake import resources, rules
+
+    apply: Any = getattr(getattr(rules, "Rule", None), "apply_input_function", None)
+    kind: Any = getattr(resources, "Resource", None)
+    if apply is None or not hasattr(kind, "is_evaluable") or hasattr(apply, "__wrapped__"):
+        return
+
+    @functools.wraps(apply)
+    def plain(self: Any, func: Any, *args: Any, **kwargs: Any) -> Any:
+        resource: Any = getattr(func, "__self__", None)
+        if type(resource) is kind and func.__name__ == "evaluate" and not resource.is_evaluable():
+            return resource, False
+        return apply(self, func, *args, **kwargs)
+
+    rules.Rule.apply_input_function = plain
+
+
+def _ask_for_no_environment() -> None:
+    """Which conda environment a job wants, where its rule has none: Snakemake works out all parameters of a job to ask this, which for
+    most jobs nothing else needs before they run."""
+    from snakemake import jobs
+
+    asked: Any = getattr(getattr(jobs, "Job", None), "conda_env_spec", None)
+    if not isinstance(asked, property) or hasattr(asked.fget, "__wrapped__") or asked.fget is None:
+        return
+    ask = asked.fget
+
+    @functools.wraps(ask)
+    def without(self: Any) -> Any:
+        if getattr(self.rule, "_conda_env", self) is None:
+            return None
+        return ask(self)
+
+    jobs.Job.conda_env_spec = property(without)

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import os
 import sys
-from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from palimpsest import closure
+from palimpsest.memory import keep, recall
 
 MEMORY = Path(".palimpsest/code.json")
 # More than one experiment, and a few states of the code, on each of which every stamp is some 130 bytes.
@@ -31,27 +29,12 @@ def stamp(roots: tuple[str, ...]) -> dict[str, Any]:
     known = _read()
     if mark not in known:
         known[mark] = closure.digest(roots)
-        _write(known)
+        keep(MEMORY, known, MOST)
     return {"roots": list(roots), "code": known[mark], "modules": list(names), "sources": sources}
 
 
 def _read() -> dict[str, str]:
     place = MEMORY.absolute()
     if place not in _known:
-        try:
-            found = json.loads(place.read_text(encoding="utf-8"))
-            _known[place] = {str(mark): str(code) for mark, code in found.items()}
-        except (OSError, ValueError, AttributeError):
-            _known[place] = {}
+        _known[place] = recall(place)
     return _known[place]
-
-
-def _write(known: dict[str, str]) -> None:
-    """Keep the newest stamps; a folder that cannot be written only costs the time to compute them again."""
-    while len(known) > MOST:
-        del known[next(iter(known))]
-    with suppress(OSError):
-        MEMORY.parent.mkdir(exist_ok=True)
-        part = MEMORY.with_name(f"{MEMORY.name}.{os.getpid()}.part")
-        part.write_text(json.dumps(known), encoding="utf-8")
-        os.replace(part, MEMORY)

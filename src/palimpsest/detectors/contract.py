@@ -7,7 +7,6 @@ never costs another scoring pass.
 
 from __future__ import annotations
 
-import ast
 import importlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
 from pydantic import BaseModel
 
 from palimpsest import specs
+from palimpsest.declarations import declares, plugins
 
 if TYPE_CHECKING:
     import numpy as np
@@ -106,12 +106,12 @@ class MissingWeights(FileNotFoundError):
 
 def names() -> list[str]:
     """The detectors that exist: files of this package that assign `INFO`. Imports none of them."""
-    return sorted(path.stem for path in Path(__file__).parent.glob("*.py") if _assigns_info(path))
+    return plugins(Path(__file__).parent, "INFO")
 
 
 def find(kind: str) -> Detector:
     """The detector module of a name. Raises ValueError with the names that exist."""
-    if kind not in names():
+    if not declares(Path(__file__).with_name(f"{kind}.py"), "INFO"):
         raise ValueError(
             f"detectors: kind {kind!r} does not exist; allowed: {names()}; check `detectors:` in params.yaml"
         )
@@ -155,9 +155,3 @@ def check_images(images: np.ndarray) -> None:
         raise ValueError(
             f"a detector takes uint8 images [B, H, W, 3], got {images.dtype} {tuple(images.shape)}"
         )
-
-
-def _assigns_info(path: Path) -> bool:
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    targets = [t for node in tree.body if isinstance(node, ast.Assign) for t in node.targets]
-    return any(isinstance(target, ast.Name) and target.id == "INFO" for target in targets)

@@ -8,10 +8,8 @@ imported.
 
 from __future__ import annotations
 
-import ast
 import difflib
 import importlib
-import pkgutil
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from importlib.metadata import entry_points
@@ -21,6 +19,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
+from palimpsest.declarations import plugins
 from palimpsest.params import BadSettings, Name, Sampler, Strict, problems_of, read_yaml
 
 PACKAGE = "palimpsest.methods"
@@ -71,33 +70,10 @@ def _sampler_problems(preset: str, fields: Mapping[str, Any]) -> list[str]:
 @lru_cache(maxsize=1)
 def _modules() -> Mapping[str, str]:
     """Method name -> dotted module: the files of this package first, then entry points."""
-    package = importlib.import_module(PACKAGE)
-    found = {
-        m.name: f"{PACKAGE}.{m.name}"
-        for m in pkgutil.iter_modules(package.__path__)
-        if _is_method(package.__path__, m.name)
-    }
+    found = {name: f"{PACKAGE}.{name}" for name in plugins(Path(__file__).parent, "INFO")}
     for point in entry_points(group=PACKAGE):
         found.setdefault(point.name, point.value.partition(":")[0])
     return dict(sorted(found.items()))
-
-
-def _is_method(folders: Iterable[str], name: str) -> bool:
-    """Whether the file assigns INFO at its top level; it is read, not run."""
-    path = next((p for folder in folders if (p := Path(folder) / f"{name}.py").is_file()), None)
-    if path is None or name.startswith("_"):
-        return False
-    for node in ast.parse(path.read_text(encoding="utf-8")).body:
-        targets = (
-            node.targets
-            if isinstance(node, ast.Assign)
-            else [node.target]
-            if isinstance(node, ast.AnnAssign)
-            else []
-        )
-        if any(isinstance(target, ast.Name) and target.id == "INFO" for target in targets):
-            return True
-    return False
 
 
 def names() -> list[str]:

@@ -6,11 +6,12 @@ declaration to this page.
 
 from __future__ import annotations
 
-import ast
 import importlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
+
+from palimpsest.declarations import plugins
 
 Direction = Literal["higher", "lower", "none"]
 Need = Literal[
@@ -48,7 +49,7 @@ class Metric:
 
 def modules() -> list[str]:
     """Names of the metric modules: the files of this package that assign `METRICS`."""
-    return sorted(path.stem for path in Path(__file__).parent.glob("*.py") if _assigns(path, "METRICS"))
+    return plugins(Path(__file__).parent, "METRICS")
 
 
 def declared() -> dict[str, Metric]:
@@ -63,10 +64,3 @@ def declared() -> dict[str, Metric]:
                 )
             found[metric.name] = metric
     return found
-
-
-def _assigns(path: Path, name: str) -> bool:
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    targets = [t for node in tree.body if isinstance(node, ast.Assign) for t in node.targets]
-    targets += [node.target for node in tree.body if isinstance(node, ast.AnnAssign)]
-    return any(isinstance(target, ast.Name) and target.id == name for target in targets)

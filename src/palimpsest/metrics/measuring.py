@@ -6,7 +6,6 @@ of sets (FID, KID) later. Importing a measure loads neither torch nor numpy: pla
 
 from __future__ import annotations
 
-import ast
 import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -14,6 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from pydantic import BaseModel
+
+from palimpsest.declarations import declares, plugins
 
 if TYPE_CHECKING:
     import numpy as np
@@ -77,13 +78,12 @@ class Measure(Protocol):
 
 def names() -> list[str]:
     """The measures that exist: files of this package that define a function `feature_sets`. Imports none of them."""
-    here = Path(__file__).parent
-    return sorted(path.stem for path in here.glob("*.py") if _defines(path, "feature_sets"))
+    return plugins(Path(__file__).parent, "feature_sets")
 
 
 def find(kind: str) -> Measure:
     """The module of a measure. Raises ValueError with the names that exist."""
-    if kind not in names():
+    if not declares(Path(__file__).with_name(f"{kind}.py"), "feature_sets"):
         raise ValueError(f"quality: kind {kind!r} does not exist; allowed: {names()}")
     return cast(Measure, importlib.import_module(f"palimpsest.metrics.{kind}"))
 
@@ -105,8 +105,3 @@ def in_one_size(images: Sequence[np.ndarray]) -> np.ndarray:
     if len(shapes) != 1:
         raise ValueError(f"pictures of different sizes cannot be measured together: {sorted(shapes)}")
     return np.stack(images)
-
-
-def _defines(path: Path, name: str) -> bool:
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    return any(isinstance(node, ast.FunctionDef) and node.name == name for node in tree.body)

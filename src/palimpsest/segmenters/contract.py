@@ -6,7 +6,6 @@ found by its file name, never registered, and loads weights (and torch) only whe
 
 from __future__ import annotations
 
-import ast
 import importlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -14,6 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
 
 from pydantic import BaseModel
+
+from palimpsest.declarations import declares, plugins
 
 if TYPE_CHECKING:
     import numpy as np
@@ -81,17 +82,11 @@ class Segmenter(Protocol):
 
 def names() -> list[str]:
     """The segmenters that exist: files of this package that assign `INFO`. Imports none of them."""
-    return sorted(path.stem for path in Path(__file__).parent.glob("*.py") if _assigns_info(path))
+    return plugins(Path(__file__).parent, "INFO")
 
 
 def find(kind: str) -> Segmenter:
     """The segmenter module of a name. Raises ValueError with the names that exist."""
-    if kind not in names():
+    if not declares(Path(__file__).with_name(f"{kind}.py"), "INFO"):
         raise ValueError(f"masks: kind {kind!r} does not exist; allowed: {names()}")
     return cast(Segmenter, importlib.import_module(f"palimpsest.segmenters.{kind}"))
-
-
-def _assigns_info(path: Path) -> bool:
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    targets = [t for node in tree.body if isinstance(node, ast.Assign) for t in node.targets]
-    return any(isinstance(target, ast.Name) and target.id == "INFO" for target in targets)

@@ -38,7 +38,9 @@ def problems(settings: Settings, wanted: Sequence[Asked], root: Path) -> list[st
     path = root / settings.path
     if not path.is_file():
         return []
-    columns = pq.read_table(path, columns=["theme", "keyword"]).to_pydict()
+    # not pq.read_table, which imports a data frame library first: this is asked for every plan
+    with pq.ParquetFile(path) as file:
+        columns = file.read(columns=["theme", "keyword"]).to_pydict()
     shown = list(zip(columns["theme"], columns["keyword"], strict=True))
     found = []
     for asked in wanted:

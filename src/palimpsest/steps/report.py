@@ -202,7 +202,7 @@ def run(job: Job) -> None:
         reference=Path(job.args["reference"]) if job.args.get("reference") else None,
     )
     folder = job.output.parent
-    part = folder.with_name(f".{folder.name}.{os.getpid()}.part")
+    part = folder.with_name(f".{folder.name}.{store.node()}-{os.getpid()}.part")
     try:
         write_report(inputs, part)
         cells.write_csv(part / "cells.csv")
