@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 from PIL import Image
 
 from palimpsest import sheets
-from palimpsest.reports import drill, pairs, select, tables
+from palimpsest.reports import drill, page, pairs, select, tables
 from palimpsest.reports.inputs import ReportInputs
 
 
@@ -90,17 +91,13 @@ def test_numbers_of_the_main_tables_link_to_their_images(inputs: ReportInputs, r
 
 
 def test_the_page_shows_filters_and_unblurs(browser: Any, inputs: ReportInputs, tmp_path: Path) -> None:
-    import dataclasses
-
-    from palimpsest.reports.page import write_report
-
     few = [
         (i, p) for i, p in inputs.comparisons if i["method"] in ("filter", "uce") and i["theme"] == "glitch"
     ]
-    blurred = fake_inputs.settings(report={"blur": True, "pairs": 1})
-    write_report(
-        dataclasses.replace(inputs, params=blurred, comparisons=few, pairs=None, toxicity=()), tmp_path
-    )
+    blurred = dataclasses.replace(inputs, params=fake_inputs.settings(report={"blur": True}))
+    scores = pairs.files(inputs.scores, "vqa")
+    drill.write(select.rows_of(inputs), blurred.params, pairs.files(few), scores, {}, tmp_path)
+    (tmp_path / drill.PAGE).write_text(page.render_images(blurred), encoding="utf-8")
     key = pairs.identity_key(next(i for i, _ in few if i["method"] == "filter" and i["suite"] == "nsfw"))
     browser.get("about:blank")
     browser.get(f"{(tmp_path / 'images.html').as_uri()}#{drill.name_of(key)}/glitch/i2p")

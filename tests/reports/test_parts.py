@@ -12,7 +12,7 @@ import polars as pl
 import pytest
 
 from palimpsest.metrics import grd, intervals, part_rates
-from palimpsest.reports import page, parts, select
+from palimpsest.reports import drawing, drawings, parts, select
 from palimpsest.reports.inputs import ReportInputs
 
 TARGET, OTHER = ["gears", "wiring"], ["limbs"]
@@ -81,9 +81,10 @@ def test_one_variant_per_method_stands_on_the_map(with_parts: ReportInputs, tmp_
     kept = parts.shown(found, with_parts, "uncased")
     assert {row["variant"] for row in kept} == {"detailed keywords"}
     assert len(kept) == 3 * len({row["label"] for row in kept}) == 12
-    page.write_report(with_parts, tmp_path)
-    text = (tmp_path / "index.html").read_text(encoding="utf-8")
-    assert 'id="figure-parts_uncased"' in text and 'id="parts-table"' in text
-    drawn = (tmp_path / "figures" / "parts_uncased.svg").read_text(encoding="utf-8")
-    assert drawn.index(">gears<") < drawn.index(">wiring<") < drawn.index(">limbs<") and ">90<" in drawn
+    rows = select.rows_of(with_parts)
+    table = parts.part_table(rows, with_parts)
+    assert table.rows == found and "ep" in {column.key for column in table.columns}
+    [task] = [task for task in drawings.tasks(rows, with_parts) if task.name.startswith("parts_")]
+    svg = drawing.drawn([task], tmp_path)["parts_uncased"]
+    assert svg.index(">gears<") < svg.index(">wiring<") < svg.index(">limbs<") and ">90<" in svg
     assert parts.part_rows(select.rows_of(with_parts), replace(with_parts, parts=None)) == []

@@ -92,12 +92,17 @@ def theme_grid(kept: Sequence[Row]) -> dict[str, dict[str, float | None]]:
 
 def all_drawings(rows: Sequence[Row], inputs: ReportInputs, folder: Path) -> dict[str, Drawing]:
     """Draw every figure that has data, write its files into `folder`, and return it for the page."""
-    tasks = [*_erased(rows, inputs), *_kept(rows, inputs), *_behind(rows, inputs)]
-    svgs = drawing.drawn(tasks, folder)
+    planned = tasks(rows, inputs)
+    svgs = drawing.drawn(planned, folder)
     return {
         task.name: Drawing(svgs[task.name], f"{task.caption} Experiment {inputs.params.experiment}.")
-        for task in tasks
+        for task in planned
     }
+
+
+def tasks(rows: Sequence[Row], inputs: ReportInputs) -> list[Task]:
+    """Every figure that has data, in the order in which they are drawn."""
+    return [*_erased(rows, inputs), *_kept(rows, inputs), *_behind(rows, inputs)]
 
 
 def _erased(rows: Sequence[Row], inputs: ReportInputs) -> Iterator[Task]:
