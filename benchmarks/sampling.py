@@ -67,8 +67,8 @@ def ours(pipeline: Pipeline, sampler: Sampler, resolution: int) -> Callable[[int
     ]
 
 
-def one_at_a_time(pipeline: Pipeline, sampler: Sampler, resolution: int) -> Callable[[int], list[np.ndarray]]:
-    """diffusers' own pipeline as its documentation shows it, with the latents of the project's seeds."""
+def diffusers_pipeline(pipeline: Pipeline, sampler: Sampler) -> tuple[Any, dict[str, Any]]:
+    """diffusers' own pipeline of the same parts, and what it is called with besides prompts and latents."""
     from diffusers import StableDiffusionPipeline
 
     parts = {name: getattr(pipeline, name) for name in ("unet", "vae", "text_encoder", "tokenizer")}
@@ -80,17 +80,24 @@ def one_at_a_time(pipeline: Pipeline, sampler: Sampler, resolution: int) -> Call
         requires_safety_checker=False,
     )
     theirs.set_progress_bar_config(disable=True)
-    call = {"num_inference_steps": sampler.steps, "guidance_scale": sampler.guidance, "output_type": "np"}
+    return theirs, {
+        "num_inference_steps": sampler.steps,
+        "guidance_scale": sampler.guidance,
+        "output_type": "np",
+    }
+
+
+def one_at_a_time(pipeline: Pipeline, sampler: Sampler, resolution: int) -> Callable[[int], list[np.ndarray]]:
+    """diffusers as its documentation shows it, with the latents of the project's seeds."""
+    theirs, call = diffusers_pipeline(pipeline, sampler)
     shape = latent_shape(pipeline, resolution)
 
     def make(count: int) -> list[np.ndarray]:
         images = []
         for request in requests(count):
             noise = initial_noise(request.seed, shape)[None].to(pipeline.device)
-            image = theirs(request.prompt, latents=noise, height=resolution, width=resolution, **call).images[
-                0
-            ]
-            images.append((image * 255).round().astype(np.uint8))
+            made = theirs(request.prompt, latents=noise, height=resolution, width=resolution, **call)
+            images.append((made.images[0] * 255).round().astype(np.uint8))
         return images
 
     return make

@@ -182,8 +182,8 @@ def suites_for(params: Params, variant: Variant) -> list[str]:
 
 
 def identity(sampler: Sampler) -> dict[str, Any]:
-    """The fields of a sampler that decide its images."""
-    return sampler.model_dump(exclude={"batch"})
+    """The fields of a sampler that decide its images; `compile` only where it is on, so that it leaves other keys as they were."""
+    return sampler.model_dump(exclude={"batch"} if sampler.compile else {"batch", "compile"})
 
 
 def same(one: Sampler, other: Sampler) -> bool:
@@ -195,7 +195,7 @@ def base_preset(params: Params, sampler: Sampler) -> str:
     """The preset name of the unerased model under a sampler: every method is compared with a sampler-matched baseline."""
     if same(sampler, params.sampler):
         return "default"
-    return f"{sampler.name.replace('+', 'p')}_{sampler.steps}_g{sampler.guidance:g}_{sampler.dtype}"
+    return f"{sampler.name.replace('+', 'p')}_{sampler.steps}_g{sampler.guidance:g}_{sampler.dtype}{'_compiled' if sampler.compile else ''}"
 
 
 def run_row(params: Params, run: Run, variant: Variant) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from palimpsest import forkserver, runlock
+from palimpsest import devices, forkserver, runlock
 from palimpsest import params as settings
 from palimpsest.cells import BESIDE, PATTERNS, Cell
 from palimpsest.job import failure_path
@@ -214,6 +214,7 @@ def begin(made: Plan, workflow: Any) -> None:
         os.environ[forkserver.SETTING] = "0"
         return
     unthrottle(workflow)
+    one_job_per_gpu(workflow)
     os.environ[forkserver.RUN] = str(os.getpid())
     if made.needed():
         RUNNING.append(forkserver.start())
@@ -228,6 +229,20 @@ def unthrottle(workflow: Any) -> None:
     scheduler: Any = getattr(workflow, "scheduler", None)
     if getattr(scheduler, "job_rate_limiter", None) is not None:
         scheduler.job_rate_limiter = None
+
+
+def one_job_per_gpu(workflow: Any) -> int | None:
+    """Let a local run have as many jobs with a GPU at a time as there are GPUs (palimpsest.devices gives each its own). None where there is
+    nothing to limit: without a GPU, and where the user gave a number (`--resources gpu=8` puts two jobs on each of four).
+    """
+    known = len(devices.visible())
+    if not known or "gpu" in workflow.global_resources:
+        return None
+    workflow.register_resource("gpu", known)
+    scheduler: Any = getattr(workflow, "scheduler", None)
+    if scheduler is not None:  # it has copied the limits by now
+        scheduler.global_resources["gpu"] = scheduler.resources["gpu"] = known
+    return known
 
 
 def tell_when_full(root: Path) -> None:

@@ -29,12 +29,14 @@ class Model(Strict):
 
 
 class Sampler(Strict):
-    """How images are sampled; every field is part of a cell's identity, except `batch`, which changes no image."""
+    """How images are sampled; every field is part of a cell's identity, except `batch`, which changes no image.
+    compile: torch.compile for the blocks of the UNet, on a GPU; it rounds otherwise, so it is part of the identity too."""
 
     name: SamplerName
     steps: Annotated[int, Field(ge=1, le=1000)]
     guidance: Annotated[float, Field(ge=0)]
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    compile: bool = False
     batch: Annotated[int, Field(ge=1)] = 32
 
 

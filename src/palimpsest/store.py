@@ -119,20 +119,9 @@ def write_parquet(
     if isinstance(table, pl.DataFrame):
         table = table.to_arrow(compat_level=pl.CompatLevel.oldest())
     table = table.cast(pa.schema([pa.field(column.name, _plain(column.type)) for column in table.schema]))
-    schema_meta = {META: json.dumps(dict(meta or {}), sort_keys=True, ensure_ascii=False).encode()}
-    if image_columns:
-        features = {
-            "info": {
-                "features": {
-                    name: _feature(table.schema.field(name), image_columns) for name in table.column_names
-                }
-            }
-        }
-        schema_meta[b"huggingface"] = json.dumps(features, sort_keys=True).encode()
-    compression = {name: "zstd" for name in table.column_names if name not in image_columns}
-    compression |= {f"{name}.bytes": "none" for name in image_columns} | {
-        f"{name}.path": "zstd" for name in image_columns
-    }
+    described = {META: json.dumps(dict(meta or {}), sort_keys=True, ensure_ascii=False).encode()}
+    schema_meta = described | features(table.schema, image_columns)
+    compression = compressions(table.schema, image_columns)
     with atomic(path) as part:
         pq.write_table(
             table.replace_schema_metadata(schema_meta),
@@ -141,6 +130,24 @@ def write_parquet(
             compression=compression,
         )
         seal.close(part)
+
+
+def features(schema: pa.Schema, image_columns: Sequence[str]) -> dict[bytes, bytes]:
+    """What tells `datasets` which columns hold images; nothing for a table without any."""
+    if not image_columns:
+        return {}
+    kinds = {name: _feature(schema.field(name), image_columns) for name in schema.names}
+    return {b"huggingface": json.dumps({"info": {"features": kinds}}, sort_keys=True).encode()}
+
+
+def compressions(schema: pa.Schema, image_columns: Sequence[str]) -> dict[str, str]:
+    """How each column is compressed: PNG data is so already."""
+    plain = {name: "zstd" for name in schema.names if name not in image_columns}
+    return plain | {
+        f"{name}.{part}": kind
+        for name in image_columns
+        for part, kind in (("bytes", "none"), ("path", "zstd"))
+    }
 
 
 def _plain(kind: pa.DataType) -> pa.DataType:

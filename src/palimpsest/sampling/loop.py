@@ -4,7 +4,6 @@ methods called on the way.
 
 from __future__ import annotations
 
-import resource
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -15,8 +14,9 @@ import torch
 
 from palimpsest.sampling import schedulers
 from palimpsest.sampling.embeddings import encode_cached, unconditional_cached
+from palimpsest.sampling.fast import prepared
 from palimpsest.sampling.frames import fitted
-from palimpsest.sampling.load import cast
+from palimpsest.sampling.memory import Fitting, Halving, peak_memory_mb
 from palimpsest.sampling.noise import initial_noise
 from palimpsest.sampling.pipeline import Conditioning, Hook, Pipeline, Step
 
@@ -66,18 +66,33 @@ class Generation:
 
 
 def generate(
-    pipeline: Pipeline, requests: Sequence[Request], sampler: Sampler, resolution: int
+    pipeline: Pipeline,
+    requests: Sequence[Request],
+    sampler: Sampler,
+    resolution: int,
+    halvings: list[Halving] | None = None,
 ) -> Iterator[Generation]:
     """Make the images of `requests`, one Generation each, in the given order.
 
     sampler: name, steps, guidance, dtype of UNet and decoder, batch size. At guidance <= 1 only the prompt
     branch is evaluated, as in diffusers. Latents, guidance and scheduler stay in float32 whatever the dtype.
-    Raises ValueError for a resolution the checkpoint cannot make and for settings no scheduler takes.
+    When memory runs out, the batch is made again in halves and stays at that size; each time is added to
+    `halvings`. Raises ValueError for a resolution the checkpoint cannot make and for settings no scheduler
+    takes, NotEnoughMemory when one image alone is too much.
     """
-    latent_shape(pipeline, pipeline.resolution or resolution)
-    pipeline = cast(pipeline, sampler.dtype)
-    for start in range(0, len(requests), sampler.batch):
-        yield from _batch(pipeline, requests[start : start + sampler.batch], sampler, resolution)
+    side = pipeline.resolution or resolution
+    latent_shape(pipeline, side)
+    pipeline = prepared(pipeline, sampler)
+    fitting = Fitting(sampler.batch, side, pipeline.device, f"{sampler.name} in {sampler.dtype}", halvings)
+    for part in fitting.batches(requests):
+        made: list[Generation] = []
+        try:
+            made = _batch(pipeline, part, sampler, resolution)
+        except (RuntimeError, MemoryError) as error:
+            fitting.failed(len(part), error)
+        if not made:
+            fitting.release()
+        yield from made
 
 
 def latent_shape(pipeline: Pipeline, resolution: int) -> tuple[int, int, int]:
@@ -95,7 +110,7 @@ def latent_shape(pipeline: Pipeline, resolution: int) -> tuple[int, int, int]:
 
 def _batch(
     pipeline: Pipeline, requests: Sequence[Request], sampler: Sampler, resolution: int
-) -> Iterator[Generation]:
+) -> list[Generation]:
     began = time.perf_counter()
     outcomes: dict[int, tuple[Outcome, str]] = {}
     prompts = _guard(pipeline.hooks, [request.prompt for request in requests], outcomes)
@@ -112,11 +127,18 @@ def _batch(
         outcomes |= {kept[k]: ("blocked_image", reason) for k, reason in withheld.items() if k not in stopped}
     memory = peak_memory_mb(pipeline.device)
     seconds = (time.perf_counter() - began) / len(requests)
-    for i, request in enumerate(requests):
-        decision, reason = outcomes.get(i, GENERATED)
-        yield Generation(
-            request.image_id, request.prompt, request.seed, decision, reason, images.get(i), seconds, memory
+    return [
+        Generation(
+            request.image_id,
+            request.prompt,
+            request.seed,
+            *outcomes.get(i, GENERATED),
+            images.get(i),
+            seconds,
+            memory,
         )
+        for i, request in enumerate(requests)
+    ]
 
 
 def _guard(
@@ -261,12 +283,3 @@ def scaled(images: Tensor, side: int) -> Tensor:
 
     resized = np.stack([fitted(image, side) for image in images.cpu().numpy()])
     return torch.from_numpy(resized).to(images.device)
-
-
-def peak_memory_mb(device: Any) -> float:
-    """Highest memory use so far in MB: allocated on the device for CUDA, else resident memory of the
-    process.
-    """
-    if torch.device(device).type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

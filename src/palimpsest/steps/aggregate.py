@@ -28,6 +28,8 @@ COSTS: dict[str, Any] = {
     "job_seconds": pl.Float64,
     "sampling_seconds": pl.Float64,
     "peak_memory_mb": pl.Float64,
+    # images at once in the end, where memory ran out; null where it did not
+    "smaller_batch": pl.Int64,
     "fit_seconds": pl.Float64,
     "fit_peak_memory_mb": pl.Float64,
     "unet_evaluations": pl.Int64,
@@ -150,6 +152,7 @@ def costs_of(job: Job) -> pl.DataFrame:
                 "job_seconds": made["seconds"],
                 "sampling_seconds": made["sampling_seconds"],
                 "peak_memory_mb": made["peak_memory_mb"],
+                "smaller_batch": made["halvings"][-1]["then"] if made.get("halvings") else None,
                 "fit_seconds": fit.get("fit", {}).get("fit_seconds"),
                 "fit_peak_memory_mb": fit.get("peak_memory_mb"),
                 "unet_evaluations": fit.get("fit", {}).get("unet_evaluations"),

@@ -1,9 +1,10 @@
-"""What several steps do alike: build the model, a method's target and requests for images."""
+"""What several steps do alike: build the model and a method's target."""
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -13,9 +14,7 @@ from palimpsest.methods.contract import Artifact, Target, ThemeTarget
 from palimpsest.specs import Model, Sampler
 
 if TYPE_CHECKING:
-    import pyarrow as pa
-
-    from palimpsest.sampling.loop import Generation
+    from palimpsest.sampling.memory import Halving
     from palimpsest.sampling.pipeline import Pipeline
 
 
@@ -56,36 +55,6 @@ def artifact_of(job: Job) -> tuple[Artifact, Mapping[str, Any]]:
     return Artifact(tensors, meta.get("fit", {})), meta
 
 
-GENERATION_COLUMNS = ("image_id", "source", "prompt_id", "repetition", "prompt", "seed")
-
-
-def generation_table(rows: Sequence[Mapping[str, Any]], generations: Iterable[Generation]) -> pa.Table:
-    """Generations beside their prompt rows, images as PNG in a struct column; order and count of `rows` are kept.
-
-    Raises ValueError when a generation is missing or comes in another order.
-    """
-    import pyarrow as pa
-
-    columns: dict[str, list[Any]] = {
-        name: [] for name in (*GENERATION_COLUMNS, "decision", "reason", "seconds", "image")
-    }
-    made = iter(generations)
-    for row in rows:
-        generation = next(made, None)
-        if generation is None or generation.image_id != row["image_id"]:
-            raise ValueError(
-                f"expected the generation of {row['image_id']}, got {getattr(generation, 'image_id', 'nothing')}"
-            )
-        for name in GENERATION_COLUMNS:
-            columns[name].append(row[name])
-        columns["decision"].append(generation.decision)
-        columns["reason"].append(generation.reason)
-        columns["seconds"].append(generation.seconds)
-        image = generation.image
-        path = f"{row['image_id']}.png"
-        columns["image"].append(None if image is None else {"bytes": store.encode_png(image), "path": path})
-    types = {"prompt_id": pa.int64(), "repetition": pa.int64(), "seed": pa.int64(), "seconds": pa.float64()}
-    types["image"] = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-    return pa.table(
-        {name: pa.array(values, types.get(name, pa.string())) for name, values in columns.items()}
-    )
+def noted(halvings: Sequence[Halving]) -> dict[str, Any]:
+    """What the description of an artifact says about memory: nothing unless it ran out."""
+    return {"halvings": [asdict(one) for one in halvings]} if halvings else {}

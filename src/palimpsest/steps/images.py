@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from palimpsest.job import Job
 from palimpsest.prompts import gate
-from palimpsest.steps.common import generation_table, model_of, sampler_of
+from palimpsest.steps.common import model_of, noted, sampler_of
+from palimpsest.steps.generations import write_generations
 
 
 def requests(job: Job) -> list[dict[str, object]]:
@@ -38,6 +39,7 @@ def run(job: Job) -> None:
     from palimpsest.methods import sd_np
     from palimpsest.methods.contract import Artifact, Target, ThemeTarget
     from palimpsest.sampling.loop import Request, generate
+    from palimpsest.sampling.memory import Halving
 
     sampler = sampler_of(job)
     pipeline = model_of(job)
@@ -47,5 +49,6 @@ def run(job: Job) -> None:
     rows = requests(job)
     gate.require(str(row["prompt"]) for row in rows)
     asked = [Request(str(r["image_id"]), str(r["prompt"]), int(str(r["seed"]))) for r in rows]
-    table = generation_table(rows, generate(pipeline, asked, sampler, job.args["model"]["resolution"]))
-    job.write_parquet(table, {"images": len(rows)}, image_columns=["image"])
+    halvings: list[Halving] = []
+    made = generate(pipeline, asked, sampler, job.args["model"]["resolution"], halvings)
+    write_generations(job, rows, made, lambda _: {"images": len(rows), **noted(halvings)})

@@ -67,7 +67,7 @@ def run(job: Job) -> None:
     questions = module.questions(job.args["themes"], rules, job.args["in_detail"])
     scores = judge_frame(judge, questions, frame, spec.batch)
     made = store.read_meta(source.path)
-    kept = ("seconds", "peak_memory_mb", "sampling_seconds", "images", "fit", "environment")
+    kept = ("seconds", "peak_memory_mb", "sampling_seconds", "images", "fit", "halvings", "environment")
     job.write_parquet(
         scores,
         {
