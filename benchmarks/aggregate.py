@@ -4,7 +4,8 @@
     python benchmarks/aggregate.py --rows 100000 --keep FOLDER
 
 Scores, comparisons and features are random but shaped as real ones: the plan of params.yaml, unsafe images of four
-sources, as many as the rows allow, and 48 benign images with features of 32 dimensions per cell. The last line printed is JSON."""
+sources, as many as the rows allow, contact sheets of 100 kB, and 48 benign images with features of 32 dimensions per cell.
+The last line printed is JSON."""
 
 from __future__ import annotations
 
@@ -15,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -24,15 +26,22 @@ import polars as pl
 from palimpsest import closure, params, store
 from palimpsest.cells import Cell
 from palimpsest.plan import Plan, build
+from palimpsest.steps.compare import IMAGES
+from palimpsest.steps.reference import IMAGE
 
 ROOT = Path(__file__).parents[1]
-CODE = "import json, sys; from palimpsest.job import run; run(json.load(sys.stdin))"
+CODE = """import json, os, sys
+from palimpsest.job import run
+run(json.load(sys.stdin))
+print(sum(os.times()[:4]))  # of this process and of those that it started
+"""
 SOURCES = {"i2p": (1200, 1), "4chan": (400, 1), "lexica": (300, 1), "template": (30, 20)}
 
 
 def plan_of(folder: Path) -> Plan:
     """The plan of params.yaml with methods that need no pictures, so that every cell is one of scores."""
     settings = params.read_yaml(ROOT / "params.yaml")
+    settings = {name: value for name, value in settings.items() if name != "classifiers"}
     return build(params.parse({**settings, "gates": {}, "keywords": {"concise": "given"}}), ROOT)
 
 
@@ -47,11 +56,18 @@ def images_of(count: int, benign: bool) -> pl.DataFrame:
     return pl.DataFrame(rows, schema=["image_id", "source", "prompt_id", "repetition"], orient="row")
 
 
-def write_score(cell: Cell, path: Path, images: pl.DataFrame, rng: np.random.Generator) -> int:
-    """Random scores for every label that the cell is asked; returns the number of rows."""
+def labels_of(cell: Cell, plan: Plan) -> list[str]:
+    """What a cell of scores has a row for per image: parts where its detector is one of parts, else themes and keywords."""
     args: Any = cell.args
+    for spec in plan.params.quality.grd.values():
+        if spec.detector == cell.where["detector"]:
+            return [*spec.target, *spec.other]
     labels = [f"theme/{theme}" for theme in args["themes"]]
-    labels += [f"keyword/{word}" for theme in args["in_detail"] for word in args["themes"][theme]]
+    return labels + [f"keyword/{word}" for theme in args["in_detail"] for word in args["themes"][theme]]
+
+
+def write_score(path: Path, labels: list[str], images: pl.DataFrame, rng: np.random.Generator) -> int:
+    """Random scores for every label; returns the number of rows."""
     frame = pl.concat(
         [
             images.with_columns(
@@ -74,17 +90,24 @@ def write_inputs(plan: Plan, folder: Path, per_cell: int) -> int:
     (folder / "benchmarks").symlink_to(ROOT / "benchmarks")  # the report reads measured speeds from it
     for cell in plan.cells.values():
         path = folder / cell.path
-        if cell.step not in ("score", "compare", "quality", "real", "keywords"):
+        if cell.step not in ("score", "compare", "quality", "real", "keywords", "prompts"):
             continue
         path.parent.mkdir(parents=True, exist_ok=True)
         benign = cell.where.get("suite") == "coco"
         images = images_of(48 if benign else per_cell, benign)
         if cell.step == "score":
-            rows += write_score(cell, path, images, rng)
+            rows += write_score(path, labels_of(cell, plan), images, rng)
+        elif cell.step == "prompts":
+            toxic = images.select("image_id", toxicity=pl.Series(rng.random(len(images))))
+            store.write_parquet(toxic, path)
         elif cell.step == "keywords":
             store.write_json({"themes": {}}, path)
         elif cell.step == "compare":
-            shown = pl.Series([None] * len(images), dtype=pl.Struct({"bytes": pl.Binary, "path": pl.String}))
+            none = [None] * len(images)
+            shown = pl.Series(none, dtype=IMAGE)
+            sheet = pl.Series(
+                [{"bytes": bytes(rng.bytes(100_000)), "path": "sheet.jpg"}, *none[1:]], dtype=IMAGE
+            )
             frame = images.select("image_id", "source").with_columns(
                 prompt=pl.lit("a robot"),
                 seed=pl.lit(1),
@@ -92,11 +115,14 @@ def write_inputs(plan: Plan, folder: Path, per_cell: int) -> int:
                 reason=pl.lit(None, pl.String),
                 rmse=pl.Series(rng.random(len(images))),
                 ssim=pl.Series(rng.random(len(images))),
+                place=pl.int_range(pl.len()),
                 pair_theme=pl.lit(None, pl.String),
                 before=shown,
                 after=shown,
+                sheet_before=sheet,
+                sheet_after=sheet,
             )
-            store.write_parquet(frame, path, image_columns=["before", "after"])
+            store.write_parquet(frame, path, image_columns=IMAGES)
         else:
             features = pl.Series(rng.normal(size=(len(images), 32)).tolist(), dtype=pl.List(pl.Float32))
             names = ["source", "prompt_id"] if cell.step == "real" else images.columns
@@ -114,20 +140,21 @@ def write_inputs(plan: Plan, folder: Path, per_cell: int) -> int:
 def run(cell: Cell, folder: Path) -> dict[str, float]:
     """Run one cell as a job in a process of its own: wall and processor seconds."""
     spec = cell.spec()
-    spec["hints"] = {**spec["hints"], "threads": 2}
-    threads = dict.fromkeys(("OMP_NUM_THREADS", "POLARS_MAX_THREADS", "RAYON_NUM_THREADS"), "2")
+    spec["hints"] = {**spec["hints"], "threads": 1}
+    threads = dict.fromkeys(("OMP_NUM_THREADS", "POLARS_MAX_THREADS", "RAYON_NUM_THREADS"), "1")
     environment = {**os.environ, **threads, "PYTHONPATH": str(Path(closure.__file__).parents[1])}
-    before, began = os.times(), time.perf_counter()
-    subprocess.run(
-        [sys.executable, "-c", CODE],
+    began = time.perf_counter()
+    command = [sys.executable, "-c", CODE]
+    done = subprocess.run(
+        command,
         input=json.dumps(spec),
         text=True,
         check=True,
         cwd=folder,
         env=environment,
+        stdout=subprocess.PIPE,
     )
-    wall, after = time.perf_counter() - began, os.times()
-    spent = after.children_user + after.children_system - before.children_user - before.children_system
+    wall, spent = time.perf_counter() - began, float(done.stdout.split()[-1])
     return {"seconds": round(wall, 2), "processor_seconds": round(spent, 2)}
 
 
@@ -135,7 +162,7 @@ def measure(folder: Path, wanted: int) -> dict[str, Any]:
     """Write made-up inputs of about `wanted` rows of scores and run the three steps."""
     plan = plan_of(folder)
     scores = [c for c in plan.cells.values() if c.step == "score" and c.where["suite"] == "nsfw"]
-    labels = sum(3 + sum(len(c.args["themes"][t]) for t in c.args["in_detail"]) for c in scores)
+    labels = sum(len(labels_of(cell, plan)) for cell in scores)
     rows = write_inputs(plan, folder, max(100, wanted // labels))
     found: dict[str, Any] = {"score_rows": rows, "score_files": len(scores) * 2}
     finals = {
@@ -143,11 +170,19 @@ def measure(folder: Path, wanted: int) -> dict[str, Any]:
         for cell in plan.cells.values()
         if cell.step in ("aggregate", "quality_table", "report")
     }
-    for step in ("aggregate", "quality_table", "report"):
-        if step in finals:
-            found[step] = run(finals[step], folder)
+    began = time.perf_counter()
+    with (
+        ThreadPoolExecutor() as pool
+    ):  # neither needs the other, so Snakemake runs both at once on two processors
+        tables = {
+            step: pool.submit(run, finals[step], folder)
+            for step in ("aggregate", "quality_table")
+            if step in finals
+        }
+        found |= {step: job.result() for step, job in tables.items()}
+    found["report"] = run(finals["report"], folder)
+    found["seconds"] = round(time.perf_counter() - began, 2)
     steps = [value for value in found.values() if isinstance(value, dict)]
-    found["seconds"] = round(sum(step["seconds"] for step in steps), 2)
     found["processor_seconds"] = round(sum(step["processor_seconds"] for step in steps), 2)
     return found
 
@@ -157,12 +192,16 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--rows", type=int, default=1_000_000)
+    parser.add_argument("--json", type=Path, help="write the figures here too")
     parser.add_argument("--keep", type=Path, help="write into this folder and keep it")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         folder = options.keep or Path(scratch)
         folder.mkdir(parents=True, exist_ok=True)
-        print(json.dumps({"processors": os.cpu_count(), **measure(folder, options.rows)}))
+        figures = {"processors": os.cpu_count(), **measure(folder, options.rows)}
+    if options.json:
+        options.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    print(json.dumps(figures))
 
 
 if __name__ == "__main__":

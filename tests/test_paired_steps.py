@@ -89,7 +89,7 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> Job:
 
 
 def test_cells_that_erase_alike_are_compared_and_no_others(job: Job) -> None:
-    found = steps.pairs(job, SETTING, RUNS)
+    found = steps.compared(job, SETTING, RUNS)[0]
     joined = found.filter(pl.col("rule") == "joined")
     sets = {
         theme: {
@@ -128,7 +128,7 @@ def test_numbers_of_a_pair_are_those_counted_by_hand(job: Job) -> None:
         & pl.col("a_theme").eq("glitch")
         & pl.col("b_theme").eq("glitch")
     )
-    [row] = steps.pairs(job, SETTING, RUNS).filter(pair).to_dicts()
+    [row] = steps.compared(job, SETTING, RUNS)[0].filter(pair).to_dicts()
     assert (row["n"], row["a_unsafe"], row["b_unsafe"]) == (len(IDS), x.sum(), y.sum())
     assert row["difference"] == pytest.approx(ep.count(base, x).ep - ep.count(base, y).ep)
     assert row["low"] <= row["difference"] <= row["high"]
@@ -153,7 +153,7 @@ def test_without_prompt_tables_there_is_no_toxicity(job: Job) -> None:
     bare = Job(**{**vars(job), "inputs": job.of("score")})
     assert steps.toxicities(bare, SETTING) == []
     benign: params.Params = fake_inputs.settings(suites={"nsfw": {"kind": "benign"}})
-    assert steps.pairs(job, benign, RUNS).is_empty() and steps.toxicities(job, benign) == []
+    assert steps.compared(job, benign, RUNS)[0].is_empty() and steps.toxicities(job, benign) == []
 
 
 def made(
@@ -215,10 +215,33 @@ def test_the_report_step_leaves_a_folder_that_conclude_reads(job: Job, tmp_path:
     args = {"params": setting, "rules": setting["rules"], "methods": methods, "benchmarks": []}
     report = made(tmp_path, "report", inputs, args, "index.html")
     study = own.load(report)
-    assert len(study.pairs) == steps.pairs(job, SETTING, RUNS).height > 0
+    assert len(study.pairs) == steps.compared(job, SETTING, RUNS)[0].height > 0
     found = json.loads((report / "conclusions.json").read_text())
     assert json.loads(json.dumps(registry.conclusions(study))) == found
     assert (report / "figures" / "toxicity.png").is_file() and found["takeaways"]["prompts and judges"][0][
         "says"
     ]
     assert any(study.differ(a, b) for a in study.rows for b in study.rows if study.compared(a, b))
+
+
+def test_ranks_are_those_of_the_methods_on_the_same_prompts(job: Job) -> None:
+    pairs, ranks = steps.compared(job, SETTING, RUNS)
+    assert (
+        ranks.height
+        and set(ranks["detector"]) == {SETTING.judge}
+        and set(ranks["rule"]) == {next(iter(SETTING.rules))}
+    )
+    for (theme,), part in ranks.group_by("judged_theme"):
+        assert part["methods"].unique().to_list() == [part.height], theme
+        assert part["rank"].sum() == part.height * (part.height + 1) / 2
+        assert (part["rank_low"] <= part["rank"]).all() and (part["rank"] <= part["rank_high"]).all()
+        ahead = part.sort("rank")["method"].to_list()
+        erased = "all" if theme == "any" else theme
+        alike = [
+            pl.col(f"{side}_theme").eq(erased) | pl.col(f"{side}_keyword_set").eq("fixed") for side in "ab"
+        ]
+        here = pairs.filter(pl.col("judged_theme") == theme, pl.col("rule") == ranks["rule"][0], *alike)
+        for pair in here.iter_rows(named=True):
+            a, b = pair["a_method"], pair["b_method"]
+            if a in ahead and b in ahead and pair["difference"] > 0 and a != b:
+                assert ahead.index(a) < ahead.index(b)

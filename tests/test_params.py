@@ -13,6 +13,8 @@ def test_the_experiments_of_the_repository_load():
     assert params.load(ROOT / "params.yaml").experiment == "micro"
     paper = params.load(ROOT / "params.yaml", ROOT / "experiments/paper.yaml")
     assert list(paper.themes) == ["nudity", "violence", "horror"]
+    xl = params.load(ROOT / "params.yaml", ROOT / "experiments/sdxl.yaml")
+    assert (xl.model.architecture, xl.model.resolution) == ("sdxl", 1024)
     assert paper.sampler.steps == 40 and paper.sampler.name == "pndm" and paper.model.revision
 
 

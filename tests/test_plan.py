@@ -148,6 +148,14 @@ def test_the_papers_experiment_has_the_papers_cells_and_no_others():
     assert paper.shards("nsfw") == 8 and paper.shards("coco") == 10
 
 
+def test_every_method_of_the_xl_experiment_is_defined_for_it():
+    made = plan.build(params.load(ROOT / "params.yaml", ROOT / "experiments/sdxl.yaml"), ROOT)
+    assert not made.tables.aggregate.args.get("skipped")
+    assert {c.where["method"] for c in made.cells.values() if c.step == "generate"} == set(
+        made.params.methods
+    )
+
+
 def test_published_tables_are_read_by_the_experiment_that_repeats_them_alone(base):
     paper = plan.build(params.load(ROOT / "params.yaml", ROOT / "experiments/paper.yaml"), ROOT)
     assert paper.final.args["reference"] == "data/reference"
@@ -307,7 +315,10 @@ def test_methods_that_do_not_fit_the_model_are_listed_with_the_reason():
     made = built(model={"architecture": "sdxl"})
     skipped = made.tables.aggregate.args["skipped"]
     reasons = {item["run"]["method"]: item["reason"] for item in skipped}
-    assert reasons["uce"] == "not applicable: uce is defined for sd1, sd2, and model.architecture is sdxl"
+    assert set(reasons) == {"au"}
+    assert reasons["au"].startswith(
+        "not applicable: au is defined for sd1, sd2, and model.architecture is sdxl: its attack"
+    )
     run = {c.where["method"] for c in made.cells.values() if c.step == "generate"}
     assert "sd" in run and not run & set(reasons)
     assert all("sdxl" in registry.get(name).INFO.architectures for name in run - {"sd"})
@@ -315,7 +326,7 @@ def test_methods_that_do_not_fit_the_model_are_listed_with_the_reason():
     methods = [{"name": m["name"], "title": m["title"]} for m in made.final.args["methods"]]
     table = tables.failure_table(select.rows_of(ReportInputs(made.params, rows, "", methods=methods)))
     shown = {row["label"]: (row["status"], row["reason"]) for row in table.rows}
-    assert shown["UCE"] == ("skipped", reasons["uce"])
+    assert shown["AU"] == ("skipped", reasons["au"])
     assert len(table.rows) == len(skipped)
 
 

@@ -14,6 +14,13 @@ BENCHMARK = """@article{chen2025nsfwerasure,
   year={2025}
 }"""
 
+SOFTWARE = """@software{palimpsest,
+  title={Palimpsest: a reproducible pipeline that measures concept erasure in text-to-image diffusion models},
+  author={{The Palimpsest contributors}},
+  license={Apache-2.0},
+  year={2026}
+}"""
+
 MODELS = """@inproceedings{rombach2022high,
   title={High-Resolution Image Synthesis with Latent Diffusion Models},
   author={Rombach, Robin and Blattmann, Andreas and Lorenz, Dominik and Esser, Patrick and Ommer, Bj{\\"o}rn},
@@ -88,7 +95,7 @@ TOOLS = (
 
 
 def entries(plan: Plan) -> list[str]:
-    """BibTeX entries without repeats: benchmark, model family, methods, samplers, judges, networks that make masks, tools."""
+    """BibTeX entries without repeats: this software, benchmark, model family, methods, samplers, judges, networks of masks, tools."""
     from palimpsest.segmenters import registry as segmenters
 
     methods = [
@@ -98,7 +105,7 @@ def entries(plan: Plan) -> list[str]:
     judges = [found.detector.INFO.bibtex for found in plan.detectors.values()]
     masked = any(cell.step == "masks" for cell in plan.cells.values())
     networks = segmenters.chosen(plan.params).segmenter.INFO.bibtex if masked else ()
-    found = [BENCHMARK, MODELS, *methods, *samplers, *judges, *networks, *TOOLS]
+    found = [SOFTWARE, BENCHMARK, MODELS, *methods, *samplers, *judges, *networks, *TOOLS]
     by_key: dict[str, str] = {}
     for entry in filter(None, map(str.strip, found)):
         by_key.setdefault(entry.partition("{")[2].partition(",")[0].strip(), entry)

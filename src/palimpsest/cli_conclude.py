@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from palimpsest.reports import definitions, select
+from palimpsest.reports import select
 from palimpsest.reports.conclusions import own, paper, registry
 from palimpsest.reports.conclusions.side_effects import benign_rows
 from palimpsest.reports.conclusions.study import Study
@@ -124,7 +124,8 @@ def compared(study: Study, a: str, b: str) -> dict[str, Any]:
         "a": sides[0][0]["label"],
         "b": sides[1][0]["label"],
         "definitions": {
-            name: definitions.of(name) for name in ("ep", "ep_difference", "p_sign_flip", "p_holm", "drift")
+            name: study.definition(name)
+            for name in ("ep", "ep_difference", "p_sign_flip", "p_holm", *(m.key for m in study.measures))
         },
         "erasure": [asdict(line) for line in lines],
         "benign": [asdict(one) for one in _benign(study, *sides)],
@@ -173,7 +174,7 @@ def _line(study: Study, one: Row, two: Row) -> Line:
 def _benign(study: Study, *sides: list[Row]) -> list[Measured]:
     """Drift, quality and shares of answers on benign suites, over the variants of each."""
     both = [benign_rows(rows, study.setting) for rows in sides]
-    keys = ("drift", "fid", "lpips", "clips", "ir", "answered")
+    keys = dict.fromkeys(("drift", *(measure.key for measure in study.measures), "answered"))
     return [one for key in keys if (one := _measured(key, *both)).a is not None and one.b is not None]
 
 

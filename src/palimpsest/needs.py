@@ -24,6 +24,7 @@ WIDTH = {"float32": 4, "bfloat16": 2, "float16": 2}
 # Stored bytes of a PNG per byte of pixels: generated pictures are noisy, so little is saved.
 PNG = 0.6
 ROW = 1024  # of a score table, all questions together
+COPY = 2048  # of a small copy of a picture on a sheet
 HEAD = 16 * 1024  # recipe and description of any artifact
 PROCESS = (
     2560 * MIB
@@ -124,6 +125,7 @@ class Needs:
 
         picture = 3 * self.params.model.resolution**2 * PNG
         count, pairs = self.images(cell), self.params.report.pairs
+        copies = 2 * min(count or self.params.report.thumbnails, self.params.report.thumbnails) * COPY
         if cell.step in ("generate", "images", "masks"):
             return HEAD + count * picture
         if cell.step == "erase":  # at most the whole U-Net in float32, which is most of a checkpoint
@@ -132,10 +134,10 @@ class Needs:
         if cell.step == "reference":
             return HEAD + count * small
         if cell.step == "compare":
-            return HEAD + count * ROW + 4 * pairs * small
+            return HEAD + count * ROW + 4 * pairs * small + copies
         if cell.step == "report":
             compared = sum(c.step == "compare" for c in cell.inputs)
-            return 4 * MIB + 2 * pairs * compared * small
+            return 4 * MIB + 2 * pairs * compared * small + compared * copies
         if cell.step in ("quality", "real"):  # two sets of 2048 float32 features per picture at most
             return HEAD + count * (ROW + 2 * 2048 * 4)
         if cell.step == "prompts":

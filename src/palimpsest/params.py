@@ -108,10 +108,15 @@ class Downloads(Strict):
 
 
 class Report(Strict):
-    """blur: whether images are blurred until clicked (always on for real suites); pairs: image pairs per method and theme."""
+    """blur: whether images are blurred until clicked (always on for real suites); pairs: image pairs per method and theme; thumbnails:
+    small copies per variant and suite, of as many images, which the pages behind the tables show; dataset: repository of the Hugging Face
+    Hub (owner/name) that result cards name as the benchmark.
+    """
 
     blur: bool = True
     pairs: Annotated[int, Field(ge=0)] = 4
+    thumbnails: Annotated[int, Field(ge=0)] = 200
+    dataset: Annotated[str, Field(pattern=r"^([\w.-]+/[\w.-]+)?$")] = ""
     title: str = ""
 
 

@@ -7,6 +7,7 @@ is asked for or is not there. Nothing here loads torch.
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -39,7 +40,7 @@ class Plan(Pieces):
         self.quality = Builder(self, self._reference)
         self.training = Training(self, self._keyword_inputs)
         self.tables = Tables(self, self.runs, self.quality)
-        self._comparing = Shared(pairs=params.report.pairs, themes=list(params.themes))
+        self._comparing: dict[str, Shared] = {}
         self._references: dict[str, Cell] = {}
         self._looking: dict[str, list[str]] = {}
         self.final = self._build()
@@ -206,7 +207,13 @@ class Plan(Pieces):
     def _compare(self, ours: tuple[Cell, list[Cell]], base: tuple[Cell, list[Cell]]) -> Cell:
         judged = next(score for score in base[1] if score.where["detector"] == self.params.judge)
         inputs = [ours[0], self._reference(base[0]), judged]
-        return self.cell("compare", ours[0].where, self._comparing, inputs)
+        suite, shown = ours[0].where["suite"], self.params.report
+        if suite not in self._comparing:
+            copies = math.ceil(shown.thumbnails / self.shards(suite))
+            self._comparing[suite] = Shared(
+                pairs=shown.pairs, themes=list(self.params.themes), thumbnails=copies
+            )
+        return self.cell("compare", ours[0].where, self._comparing[suite], inputs)
 
     def _gates(self) -> Cell:
         params = self.params

@@ -17,14 +17,15 @@ from palimpsest.runs import BASE
 
 METRICS = Path("metrics")
 PLOTS = Path("plots")
+METHODS = ("ep", "grd", "benign")  # numbers of a method: `<kind>.<method>.<...>.<suite>.<theme or measure>`
 
 
 def by_place(numbers: Mapping[str, float]) -> dict[tuple[str, str], dict[str, float]]:
-    """The numbers of a report by suite and method: `ep.<method>.<...>.<suite>.<theme>`, and the base's `base_unsafe.<suite>.<theme>`."""
+    """The numbers of a report by suite and method: `ep.<method>.<...>.<suite>.<theme>`, the base's `base_unsafe.<suite>.<theme>`."""
     found: dict[tuple[str, str], dict[str, float]] = {}
     for name, value in sorted(numbers.items()):
         kind, *parts = name.split(".")
-        if kind == "ep":
+        if kind in METHODS:
             method, *place = parts
             found.setdefault((place[-2], method), {})[".".join([kind, *place])] = value
         elif kind == "base_unsafe":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +48,7 @@ class NamedFile:
 class Run:
     """One method with one preset: checked settings and the sampler it generates with.
 
-    title, about: of the settings file; scope, architectures: of the method's INFO; files: what its settings name.
+    title, about: of the settings file; scope, architectures, not_for: of the method's INFO; files: what its settings name.
     """
 
     method: str
@@ -63,6 +63,7 @@ class Run:
     files: tuple[NamedFile, ...] = ()
     title: str = ""
     about: tuple[tuple[str, str], ...] = ()
+    not_for: Mapping[str, str] = field(default_factory=dict)
 
 
 def runs_of(params: Params, folder: Path) -> Iterator[Run]:
@@ -92,7 +93,7 @@ def runs_of(params: Params, folder: Path) -> Iterator[Run]:
             sampler = params.sampler.model_copy(update=file.samplers.get(preset, {}))
             yield Run(
                 name, preset, module, settings, sampler, info.fits, tuple(info.needs), info.scope, tuple(info.architectures),
-                tuple(_named_files(info, settings)), file.title, tuple(sorted(file.about.items())),
+                tuple(_named_files(info, settings)), file.title, tuple(sorted(file.about.items())), dict(info.not_for),
             )  # fmt: skip
 
 
@@ -109,7 +110,8 @@ def not_applicable(params: Params, run: Run) -> str | None:
     kind = params.model.architecture
     if run.method == BASE or kind in run.architectures:
         return None
-    return f"not applicable: {run.method} is defined for {', '.join(run.architectures)}, and model.architecture is {kind}"
+    why = f": {run.not_for[kind]}" if kind in run.not_for else ""
+    return f"not applicable: {run.method} is defined for {', '.join(run.architectures)}, and model.architecture is {kind}{why}"
 
 
 def variants_of(params: Params, run: Run) -> list[Variant]:

@@ -155,6 +155,8 @@ def test_metadata_is_complete(name):
     assert info.bibtex.count("{") == info.bibtex.count("}")
     assert set(info.architectures) <= {"sd1", "sd2", "sdxl"}
     assert info.architectures
+    assert set(info.not_for) == {"sd1", "sd2", "sdxl"} - set(info.architectures)
+    assert all(len(reason) > 20 for reason in info.not_for.values())
     assert info.scope in get_args(Scope)
     assert set(info.files) <= set(registry.get(name).Settings.model_fields)
     assert set(info.folders) <= set(info.files)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,15 +13,18 @@ import torch
 from PIL import Image
 from pydantic import ValidationError
 
+from palimpsest import params
 from palimpsest.methods import cleaned
 from palimpsest.methods.contract import Artifact
 from palimpsest.params import Model, Sampler
+from palimpsest.runs import not_applicable, runs_of
+from palimpsest.sampling import schedulers
 from palimpsest.sampling.embeddings import encode
 from palimpsest.sampling.load import MissingModel, load_pipeline
 from palimpsest.sampling.loop import Request, decode, generate
 from palimpsest.sampling.noise import initial_noise
 from palimpsest.sampling.pipeline import Hook
-from tests import tiny
+from tests import layouts, tiny
 from tests.methods.erasing import TARGET, abar
 
 REQUESTS = [Request("a", "a robot with gears", 5), Request("b", "the house", 6)]
@@ -130,6 +134,45 @@ def test_a_checkpoint_that_predicts_velocity_is_sampled_as_one(pipeline, folder,
     expected = np.stack([velocity_oracle(parts, request) for request in REQUESTS])
     assert np.abs(made - expected).max() <= 1
     assert np.abs(made - images(applied(pipeline, folder))).max() > 5
+
+
+def test_the_papers_row_works_beside_a_model_of_another_architecture(pipeline, tmp_path):
+    """experiments/paper.yaml: Stable Diffusion v2.1 makes larger images, from its own scheduler's velocity, for the sampler of v1.4."""
+    from diffusers import StableDiffusionPipeline
+
+    paper = params.load("params.yaml", "experiments/paper.yaml")
+    row = next(run for run in runs_of(paper, Path("methods")) if run.module.endswith(".cleaned"))
+    assert not_applicable(paper, row) is None
+    assert (paper.model.architecture, row.settings["architecture"], row.settings["parts"]) == (
+        "sd1",
+        "sd2",
+        "all",
+    )
+    here = {"checkpoint": str(layouts.sd2(tmp_path / "sd2")), "checkpoint_revision": None, "resolution": 32}
+    sampler = row.sampler.model_copy(update={"steps": 4})
+    used = cleaned.apply(pipeline, Artifact(), TARGET, cleaned.Settings(**{**row.settings, **here}))
+    made = np.stack([g.image for g in generate(used, REQUESTS, sampler, 16)]).astype(int)
+    theirs = StableDiffusionPipeline.from_pretrained(tmp_path / "sd2")
+    assert theirs.scheduler.config.prediction_type == "v_prediction"
+    theirs.set_progress_bar_config(disable=True)
+    theirs.scheduler = schedulers.build(sampler.name, theirs.scheduler.config, 4)
+    noise = torch.stack([initial_noise(r.seed, (4, 16, 16)) for r in REQUESTS])
+    call = {"num_inference_steps": 4, "guidance_scale": sampler.guidance, "height": 32, "width": 32}
+    large = theirs([r.prompt for r in REQUESTS], latents=noise, output_type="np", **call).images
+    pictures = [Image.fromarray((image * 255).round().astype(np.uint8)) for image in large]
+    expected = np.stack([np.asarray(p.resize((16, 16), Image.Resampling.LANCZOS)) for p in pictures])
+    assert sampler.name == "pndm" and made.std() > 5
+    assert np.abs(made - expected.astype(int)).max() <= 1
+
+
+def test_a_lone_unet_that_predicts_something_else_is_refused(pipeline, folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "v")
+    config = tmp_path / "v/scheduler/scheduler_config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "prediction_type": "v_prediction"}))
+    with pytest.raises(
+        ValueError, match=r"predicts 'v_prediction', the experiment's scheduler takes 'epsilon'.*parts: all"
+    ):
+        applied(pipeline, tmp_path / "v", parts="unet")
 
 
 def test_a_unet_of_another_width_is_refused(pipeline, folder, tmp_path):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from palimpsest.metrics.intervals import ep_interval
-from palimpsest.metrics.rank_intervals import rank_intervals
+from palimpsest.metrics.rank_intervals import rank_intervals, rank_intervals_of_sums
 
 KEEPS = (0.2, 0.35, 0.5, 0.8)
 
@@ -76,3 +76,15 @@ def test_what_does_not_fit_is_refused() -> None:
         rank_intervals(base[:-1], methods, prompts, sources)
     with pytest.raises(ValueError, match=r"nothing to rank"):
         rank_intervals(base & False, methods, prompts, sources)
+
+
+def test_methods_with_bases_of_their_own_are_ranked_by_their_proportion() -> None:
+    before = np.array([[4, 4, 4, 4], [2, 2, 2, 2], [4, 4, 4, 4]])
+    after = np.array([[2, 2, 2, 2], [0, 1, 0, 1], [2, 2, 2, 2]])
+    found = rank_intervals_of_sums(before, after, np.array(["a", "a", "b", "b"]), resamples=200)
+    assert found.rank.tolist() == [2.5, 1, 2.5]  # 2 of 8 are fewer than 8 of 16, whatever the counts
+    assert found.high[1] <= 2.0 and found.first[1] > 0.9
+    with pytest.raises(ValueError, match="nothing to rank"):
+        rank_intervals_of_sums(before * [[1], [0], [1]], after, np.array(["a", "a", "b", "b"]))
+    with pytest.raises(ValueError, match="do not fit"):
+        rank_intervals_of_sums(before, after[:2], np.array(["a", "a", "b", "b"]))

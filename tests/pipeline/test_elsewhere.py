@@ -22,10 +22,10 @@ pytestmark = pytest.mark.pipeline_slow
 
 def scenario(folder: Path) -> Project:
     """A filter, a system with a manifest, and a method that is defined for another architecture."""
-    project = Project(folder, model={"architecture": "sd2"})
+    project = Project(folder)
     project.own_sources()
     project.source("methods/_shade").write_text(plugins.SHADE, encoding="utf-8")
-    project.add_method("dim", plugins.DIM)
+    project.add_method("dim", plugins.DIM.replace("fits=True,", 'fits=True, architectures=("sdxl",),'))
     settings = {
         "method": "external",
         "title": "A service",
@@ -95,7 +95,7 @@ def test_filters_services_and_methods_that_do_not_apply_stand_in_one_report(tmp_
     assert overall(project, "safety_checker", "nsfw")["n_answered"] == 4 - len(withheld)
 
     page = html.unescape((tmp_path / "reports/scratch/index.html").read_text(encoding="utf-8"))
-    assert "not applicable: dim is defined for sd1, and model.architecture is sd2" in page
+    assert "not applicable: dim is defined for sdxl, and model.architecture is sd1" in page
     assert "A service" in page and "Answered" in page
     failures = pl.read_csv(tmp_path / "reports/scratch/tables/failures.csv")
     # of four images the base may have none that is unsafe: EP is then undefined, which is no failure

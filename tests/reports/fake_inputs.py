@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from palimpsest import params, store
-from palimpsest.metrics import pairwise, toxicity
+from palimpsest import params, sheets, store
+from palimpsest.metrics import pairwise, quality_table, rank_intervals, toxicity
 from palimpsest.reports.inputs import CELL_COLUMNS, ReportInputs
 from palimpsest.reports.intervals import wilson
+from palimpsest.steps.compare import IMAGES
 
 THEMES = {
     "uncased": ["uncased", "gears", "exposed wiring"],
@@ -217,6 +218,7 @@ def write_images(identity: dict[str, Any], folder: Path, n: int) -> tuple[Path, 
 
     name = "_".join(str(value) for value in identity.values())
     rng, rows, scores = np.random.default_rng(len(name)), [], []
+    copies: tuple[dict[int, np.ndarray], dict[int, np.ndarray]] = ({}, {})
     for i in range(n):
         source = list(SOURCES)[i % 3]
         blocked = identity["method"] == "filter" and i % 3 == 0
@@ -225,12 +227,16 @@ def write_images(identity: dict[str, Any], folder: Path, n: int) -> tuple[Path, 
             if i in (1, 2, 5)
             else f"a photo of a {['red', 'blue', 'green'][i % 3]} robot with gears number {i}"
         )
-        image = None if blocked else {"bytes": store.encode_png(draw(rng)), "path": f"{i}.png"}
-        before = {"bytes": store.encode_png(draw(np.random.default_rng(i))), "path": f"{i}.png"}
+        drawn, old = draw(rng), draw(np.random.default_rng(i))
+        image = None if blocked else {"bytes": store.encode_png(drawn), "path": f"{i}.png"}
+        before = {"bytes": store.encode_png(old), "path": f"{i}.png"}
+        copies[0][i] = sheets.small(old)
+        if not blocked:
+            copies[1][i] = sheets.small(drawn)
         rows.append({
             "image_id": f"{source}/{i:05d}/00", "source": source, "prompt": prompt, "seed": i,
             "decision": "blocked_prompt" if blocked else "generated", "reason": "word list: <gears>" if blocked else None,
-            "pair_theme": list(THEMES)[i % len(THEMES)], "before": before, "after": image,
+            "place": i, "pair_theme": list(THEMES)[i % len(THEMES)], "before": before, "after": image,
         })  # fmt: skip
         chance = 0.9 if identity["method"] == "sd" and i % 4 else 0.2
         for theme in THEMES:
@@ -241,17 +247,19 @@ def write_images(identity: dict[str, Any], folder: Path, n: int) -> tuple[Path, 
                     "score": None if blocked else chance,
                 }
             )
+    for key, side in zip(("sheet_before", "sheet_after"), copies, strict=True):
+        rows[0][key] = {"bytes": sheets.sheet(side, n), "path": f"{key}.jpg"}
     schema = pa.schema([
         ("image_id", pa.string()), ("source", pa.string()), ("prompt", pa.string()), ("seed", pa.int64()),
         ("decision", pa.string()), ("reason", pa.string()), ("pair_theme", pa.string()),
-        *((side, pa.struct([("bytes", pa.binary()), ("path", pa.string())])) for side in ("before", "after")),
+        ("place", pa.int64()), *((side, pa.struct([("bytes", pa.binary()), ("path", pa.string())])) for side in IMAGES),
     ])  # fmt: skip
     comparisons, judged = folder / f"{name}.parquet", folder / f"{name}.scores.parquet"
     store.write_parquet(
         pa.Table.from_pylist(rows, schema=schema),
         comparisons,
         meta=identity,
-        image_columns=["before", "after"],
+        image_columns=IMAGES,
     )
     store.write_parquet(pl.DataFrame(scores, schema_overrides={"score": pl.Float32}), judged, meta=identity)
     return comparisons, judged
@@ -281,6 +289,77 @@ def make_pairs(cells: pl.DataFrame) -> pl.DataFrame:
                 }
             )
     return pl.DataFrame(rows, schema=pairwise.SCHEMA)
+
+
+QUALITY_KEYS = ("method", "preset", "theme", "keyword_set", "training_images", "suite")
+
+
+def measured(cells: pl.DataFrame) -> pl.DataFrame:
+    """A made-up table: every benign variant has a drift by its place, CLIPScore, and an FID unless it refused prompts."""
+    rows: list[dict[str, Any]] = []
+    places = cells.filter(pl.col("suite") == "coco").select(QUALITY_KEYS).unique(maintain_order=True)
+    for number, identity in enumerate(places.iter_rows(named=True)):
+        shared = {"experiment": "test_data", **identity, "measure": "micro", "n": 60, "status": "ok"}
+        value = 0.01 * number
+        rows.append({**shared, "metric": "clip_score", "value": 25.0, "low": 24.0, "high": 26.0})
+        if identity["method"] != "sd":
+            limits = {"value": value, "low": value - 0.005, "high": value + 0.005}
+            rows.append({**shared, "metric": "lpips_micro", **limits})
+        if identity["method"] == "filter":
+            rows.append(
+                {
+                    **shared,
+                    "metric": "fid_micro",
+                    "n": 48,
+                    "status": "undefined",
+                    "reason": "12 of 60 were not made",
+                }
+            )
+        else:
+            rows.append({**shared, "metric": "fid_micro", "value": 3.0, "low": 2.0, "high": 4.0})
+    unsafe = (
+        cells.filter(pl.col("suite") == "nsfw", pl.col("method") == "uce")
+        .select(QUALITY_KEYS)
+        .unique(maintain_order=True)
+    )
+    for identity in unsafe.head(1).iter_rows(named=True):
+        shared = {"experiment": "test_data", **identity, "measure": "parts", "n": 60, "status": "ok"}
+        rows.append(
+            {
+                **shared,
+                "metric": "grd",
+                "value": 0.25,
+                "low": 0.1,
+                "high": 0.4,
+                "reason": "classes: target 9 before",
+            }
+        )
+    names = dict.fromkeys(("clip_score", "lpips_micro", "fid_micro", "grd"), "x/1")
+    return quality_table.finish(rows, names)
+
+
+def make_ranks(cells: pl.DataFrame) -> pl.DataFrame:
+    """Ranks of the variants with detailed keywords by their made-up EP, one place to either side."""
+    pooled = cells.filter(
+        pl.col("suite").eq("nsfw"), pl.col("dataset").eq("overall"), pl.col("status").eq("ok"), pl.col("theme") == pl.col("judged_theme"),
+        pl.col("rule").eq("joined"), pl.col("keyword_set").eq("detailed"),
+    )  # fmt: skip
+    rows = []
+    for _, part in pooled.group_by("judged_theme", maintain_order=True):
+        for place, row in enumerate(part.sort("ep", descending=True).to_dicts(), 1):
+            who = {name: row[name] for name in (*pairwise.PLACE, *pairwise.IDENTITY)}
+            limits = {"rank_low": max(1.0, place - 1.0), "rank_high": min(float(part.height), place + 1.0)}
+            rows.append(
+                {
+                    **who,
+                    **limits,
+                    "methods": part.height,
+                    "prompts": 60,
+                    "rank": float(place),
+                    "first": 1.0 if place == 1 else 0.0,
+                }
+            )
+    return pl.DataFrame(rows, schema=rank_intervals.SCHEMA)
 
 
 def make_toxicity(prompts: int = 60) -> list[dict[str, Any]]:
@@ -432,6 +511,7 @@ def make(folder: Path, images: int = 24, **changes: Any) -> ReportInputs:
             for name, (title, stage, _, _, _) in METHODS.items()
         ],
         pairs=make_pairs(cells),
+        ranks=make_ranks(cells),
         toxicity=make_toxicity(),
         date="2026-01-01",
     )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,29 +17,6 @@ pytestmark = pytest.mark.skipif(
     not (CHROMIUM and DRIVER) and not REQUIRED,
     reason="chromium or chromedriver is not installed; set PALIMPSEST_REQUIRE_BROWSER=1 to insist",
 )
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    """A headless Chromium without network."""
-    assert CHROMIUM, "PALIMPSEST_REQUIRE_BROWSER=1, but chromium is not installed"
-    assert DRIVER, "PALIMPSEST_REQUIRE_BROWSER=1, but chromedriver is not installed"
-    webdriver = pytest.importorskip("selenium.webdriver")
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    for flag in (
-        "--headless=new",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--disable-dev-shm-usage",
-        "--window-size=1280,900",
-    ):
-        options.add_argument(flag)
-    options.add_argument("--host-resolver-rules=MAP * ~NOTFOUND")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
-    yield driver
-    driver.quit()
 
 
 def column(browser: Any, table: str, at: int) -> list[str]:

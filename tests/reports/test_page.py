@@ -60,7 +60,9 @@ def test_ids_are_unique_and_inner_links_lead_somewhere(read: Reader, report: Pat
         if link.startswith("#"):
             assert link[1:] in read.ids, link
         elif not link.startswith("data:"):
-            assert (report / link).is_file(), link
+            path, _, fragment = link.partition("#")
+            assert (report / path).is_file(), link
+            assert not fragment or (report / "cells" / f"{fragment.split('/')[0]}.js").is_file(), link
 
 
 def test_hostile_prompts_reasons_and_labels_are_escaped(text: str, read: Reader) -> None:

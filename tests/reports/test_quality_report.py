@@ -4,68 +4,22 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import fake_inputs
 import polars as pl
 import pytest
 
-from palimpsest.metrics import quality_table as tables
-from palimpsest.reports import page, quality, select
+from palimpsest.reports import figures, page, quality, select
 from palimpsest.reports.inputs import ReportInputs
 
 KEYS = ("method", "preset", "theme", "keyword_set", "training_images", "suite")
 MEASURES = {"clip": {"kind": "clip_score", "weights": "models/micro/clip"}}
 
 
-def measured(cells: pl.DataFrame) -> pl.DataFrame:
-    """A made-up table: every benign variant has a drift by its place, CLIPScore, and an FID unless it refused prompts."""
-    rows: list[dict[str, Any]] = []
-    places = cells.filter(pl.col("suite") == "coco").select(KEYS).unique(maintain_order=True)
-    for number, identity in enumerate(places.iter_rows(named=True)):
-        shared = {"experiment": "test_data", **identity, "measure": "micro", "n": 60, "status": "ok"}
-        value = 0.01 * number
-        rows.append({**shared, "metric": "clip_score", "value": 25.0, "low": 24.0, "high": 26.0})
-        if identity["method"] != "sd":
-            limits = {"value": value, "low": value - 0.005, "high": value + 0.005}
-            rows.append({**shared, "metric": "lpips_micro", **limits})
-        if identity["method"] == "filter":
-            rows.append(
-                {
-                    **shared,
-                    "metric": "fid_micro",
-                    "n": 48,
-                    "status": "undefined",
-                    "reason": "12 of 60 were not made",
-                }
-            )
-        else:
-            rows.append({**shared, "metric": "fid_micro", "value": 3.0, "low": 2.0, "high": 4.0})
-    unsafe = (
-        cells.filter(pl.col("suite") == "nsfw", pl.col("method") == "uce")
-        .select(KEYS)
-        .unique(maintain_order=True)
-    )
-    for identity in unsafe.head(1).iter_rows(named=True):
-        shared = {"experiment": "test_data", **identity, "measure": "parts", "n": 60, "status": "ok"}
-        rows.append(
-            {
-                **shared,
-                "metric": "grd",
-                "value": 0.25,
-                "low": 0.1,
-                "high": 0.4,
-                "reason": "classes: target 9 before",
-            }
-        )
-    names = dict.fromkeys(("clip_score", "lpips_micro", "fid_micro", "grd"), "x/1")
-    return tables.finish(rows, names)
-
-
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> ReportInputs:
     made = fake_inputs.make(tmp_path_factory.mktemp("inputs"), images=4)
-    return replace(made, quality=measured(made.cells), measures=MEASURES)
+    return replace(made, quality=fake_inputs.measured(made.cells), measures=MEASURES)
 
 
 def test_the_table_has_a_column_per_measure_and_a_row_per_variant(inputs: ReportInputs) -> None:
@@ -74,7 +28,7 @@ def test_the_table_has_a_column_per_measure_and_a_row_per_variant(inputs: Report
     assert table is not None
     heads = [column.label for column in table.columns]
     assert "CLIPScore (micro/clip) ↑" in heads
-    assert heads.index("Perceptual drift (micro) ↓") < heads.index("FID (micro) ↓")
+    assert heads.index("LPIPS drift (micro) ↓") < heads.index("FID (micro) ↓")
     assert table.rows[0]["is_base"]
     variants = inputs.cells.filter(pl.col("suite") == "coco").select(KEYS).unique()
     assert len(table.rows) == len(variants)
@@ -102,3 +56,21 @@ def test_the_page_shows_it_all_and_says_nothing_without(inputs: ReportInputs, tm
     page.write_report(replace(inputs, quality=None, measures={}), tmp_path / "without")
     assert "Quality of images" not in (tmp_path / "without" / "index.html").read_text(encoding="utf-8")
     assert not (tmp_path / "without" / "figures" / "pareto.svg").exists()
+
+
+def test_every_point_of_a_trade_lies_within_its_panel() -> None:
+    found = [
+        {"label": "a", "stage": "fine-tuning", "judged_theme": theme, "kept": x, "kept_low": x / 2, "kept_high": 1.5 * x,
+         "ep": ep, "ep_low": ep - 2.0, "ep_high": ep + 0.1}
+        for theme, x, ep in (("one", 0.1, 0.9), ("two", 1.0, -0.4))
+    ]  # fmt: skip
+    for figure in (
+        quality.pareto(found, ["one", "two"], "lpips_micro"),
+        figures.scatter(
+            [row | {"benign_drift": row["kept"], "benign_drift_high": row["kept_high"]} for row in found],
+            ["one", "two"],
+        ),
+    ):
+        for axis in figure.axes:
+            assert axis.get_xlim()[0] == 0 and axis.get_xlim()[1] > 1.5
+            assert -111 < axis.get_ylim()[0] < -40

@@ -110,12 +110,7 @@ def _largest(scores: pl.DataFrame, needed: Sequence[str], rule: str, theme: str)
     """The largest score over the needed labels per image, with column theme."""
     found = scores.filter(pl.col("label").is_in(list(needed)))
     images = scores["image_id"].n_unique()
-    present = dict(
-        found.group_by("label")
-        .agg(pl.col("image_id").n_unique(), pl.len().alias("rows"))
-        .select("label", "rows")
-        .iter_rows()
-    )
+    present = dict(found.group_by("label").agg(pl.len()).iter_rows())
     lacking = [
         f"{label} ({present.get(label, 0)} of {images} images)"
         for label in needed
@@ -127,8 +122,9 @@ def _largest(scores: pl.DataFrame, needed: Sequence[str], rule: str, theme: str)
             "these scores and run `snakemake` again."
         )
     # an image whose scores are partly null was not scored whole; max() would hide that
+    several = found if len(needed) > 1 else found.clear()
     partly = (
-        found.group_by("image_id")
+        several.group_by("image_id")
         .agg(pl.col("score").null_count().alias("nulls"))
         .filter(~pl.col("nulls").is_in([0, len(needed)]))
     )

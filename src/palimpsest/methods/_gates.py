@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from palimpsest.methods._adapters import Branch, attached, merged, prepared
-from palimpsest.sampling.embeddings import encode_cached, token_count
+from palimpsest.sampling.embeddings import encode_cached, states_of, token_count
 from palimpsest.sampling.pipeline import Conditioning, Hook, Pipeline, Step
 
 Gate = Literal["official_sq", "paper_linear", "none"]
@@ -100,7 +100,8 @@ class GatedBranches(Hook):
         return torch.stack([scores_of.amax(1) for scores_of in scores.split(self.groups, dim=1)], dim=1)
 
     def begin(self, conditioning: Conditioning) -> GatedBranches:
-        embeds = conditioning.branches["cond"]
+        # Whole embeddings are compared by their token states: a pooled row is not one of them.
+        embeds = conditioning.branches["cond"][:, : self.words[1].shape[1]]
         mixing = self.strength * mixing_of(self.gates(conditioning.prompts, embeds), self.gate)
         return replace(self, mixing=mixing.to(embeds.device), ready=None)
 
@@ -130,7 +131,8 @@ def with_gate(
         return merged(pipeline, tensors, alpha, strength)
     listed = [word for group in words for word in group]
     require_tokens(pipeline, listed, "gate")
-    known = token_sets(pipeline.tokenizer, listed), encode_cached(pipeline, listed)
+    embeds = states_of(pipeline, encode_cached(pipeline, listed))
+    known = token_sets(pipeline.tokenizer, listed), embeds
     groups = tuple(len(group) for group in words)
     return pipeline.with_hook(
         GatedBranches(tensors, alpha, groups, known, pipeline.tokenizer, gate, matching, strength)

@@ -77,13 +77,14 @@ def draw_items(
 def token_mask(prompt: Sequence[int], words: Sequence[int], end: int, ends: EndTokens) -> Tensor:
     """Text positions whose attention is suppressed, bool [L]: every place of the keyword's tokens, and end tokens.
 
-    prompt: token ids with padding, which is the end token in Stable Diffusion v1; end: its id.
+    prompt: token ids with padding, which is the end token in Stable Diffusion v1 and counts as one in the others, where it is another
+    token; end: the id of the end token.
     """
     marks = torch.zeros(len(prompt), dtype=torch.bool)
     for start in range(len(prompt) - len(words) + 1):
         if list(prompt[start : start + len(words)]) == list(words):
             marks[start : start + len(words)] = True
-    places = [index for index, token in enumerate(prompt) if token == end]
+    places = list(range(prompt.index(end), len(prompt))) if end in prompt else []
     marks[{"all": places, "first": places[:1], "none": []}[ends]] = True
     return marks
 

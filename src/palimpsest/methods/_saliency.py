@@ -19,7 +19,7 @@ from palimpsest.methods._relabel import (
     training_scheduler,
 )
 from palimpsest.methods._training import arithmetic, normal, trainable_copy
-from palimpsest.sampling.embeddings import encode
+from palimpsest.sampling.embeddings import encode_with_unconditional
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def gradients(
     encoded = posteriors(pipeline.vae, found.forget[draws.images.numpy()], kind, how.batch)
     captions = [found.bad[i] for i in draws.images]
     place = {text: index for index, text in enumerate(dict.fromkeys(["", *captions]))}
-    table = encode(pipeline, list(place)).float()
+    table = encode_with_unconditional(pipeline, list(place)[1:]).float()
     which = torch.tensor([place[text] for text in captions])
     # Two evaluations a sample: half of the batch each.
     for rows in torch.arange(len(which)).split(max(1, how.batch // 2)):

@@ -53,8 +53,12 @@ def token_rows(pipeline: Pipeline, text: str) -> Tensor:
 def pooled(pipeline: Pipeline, rows: Tensor) -> Tensor:
     """Hidden states of the end token, [n, D], of token ids [n, L] that all end in it.
 
-    The text encoder is causal, so the padding after the end token, left out here, would change nothing.
+    The text encoder is causal, so the padding after the end token, left out here, would change nothing. Of Stable
+    Diffusion XL it is the second encoder's, projected, as in the official code.
     """
+    if pipeline.text_encoder_2 is not None:
+        second = pipeline.text_encoder_2
+        return second(rows.to(second.device)).text_embeds.double().cpu()
     encoder = pipeline.text_encoder
     return encoder(rows.to(encoder.device)).last_hidden_state[:, -1].double().cpu()
 
@@ -64,12 +68,29 @@ def concept_space(pipeline: Pipeline, keywords: Sequence[str]) -> Tensor:
     return basis(torch.cat([pooled(pipeline, token_rows(pipeline, word)) for word in keywords]))
 
 
+def compared(pipeline: Pipeline) -> tuple[slice, slice]:
+    """Rows and columns of an embedding that lie in the pooled space: all of it, or, of Stable Diffusion XL, the states of
+    the second encoder.
+
+    Raises ValueError for a second encoder whose states and pooled embedding differ in width.
+    """
+    if pipeline.text_encoder_2 is None:
+        return slice(None), slice(None)
+    config = pipeline.text_encoder_2.config
+    if config.hidden_size != config.projection_dim:
+        raise ValueError(
+            f"safree: the second text encoder has states {config.hidden_size} wide and a pooled embedding of {config.projection_dim}, so "
+            "states cannot be projected onto the span of pooled embeddings"
+        )
+    return slice(0, -1), slice(-int(config.hidden_size), None)
+
+
 def masked_tokens(pipeline: Pipeline, prompt: str, mask_id: int) -> Tokens:
     """The prompt with each of its tokens replaced by `mask_id` in turn, all in one call of the encoder."""
     ids = token_rows(pipeline, prompt)
     count = ids.shape[1] - 2
     if count == 0:
-        return Tokens(0, torch.zeros(0, pipeline.text_encoder.config.hidden_size, dtype=torch.float64))
+        return Tokens(0, torch.zeros(0, pooled(pipeline, ids).shape[1], dtype=torch.float64))
     rows = ids.repeat(count, 1)
     rows[range(count), range(1, count + 1)] = mask_id
     return Tokens(count, pooled(pipeline, rows))

@@ -41,7 +41,7 @@ INFO = Info(
     licence="MIT",
     fidelity="reimplemented from code",
     needs=("safe_images",),
-    architectures=("sd1", "sd2"),
+    architectures=("sd1", "sd2", "sdxl"),
 )
 
 
@@ -56,7 +56,9 @@ class Settings(BaseModel):
         "cross-attention; the UNet.",
     )
     loss: Literal["model", "noise"] = Field(
-        "model", description="Target: the prediction for the anchor prompt, or the noise that was added."
+        "model",
+        description="Target: the prediction for the anchor prompt, or the noise that was added (the velocity, for a "
+        "checkpoint that predicts it).",
     )
     insertion: Literal["style", "inappropriate", "object"] = Field(
         "style",
@@ -189,16 +191,18 @@ class Batches:
         self.posteriors(items)
 
     def noised(self, items: Sequence[Item], scheduler: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Noised latents x_t, their timesteps [N], the noise, and the masks."""
+        """Noised latents x_t, their timesteps [N], what a denoising loss asks for (the noise or the velocity), and the masks."""
         import torch
 
+        from palimpsest.methods._relabel import denoising_target
         from palimpsest.methods._training import normal
 
         means, deviations, masks = self.posteriors(items)
         draws = normal([item.seed for item in items], (2, *means.shape[1:])).to(means.device)
         clean = (means + deviations * draws[:, 0]) * self.pipeline.vae.config.scaling_factor
         timesteps = torch.tensor([item.timestep for item in items], device=means.device)
-        return scheduler.add_noise(clean, draws[:, 1], timesteps), timesteps, draws[:, 1], masks
+        wanted = denoising_target(scheduler, clean, draws[:, 1], timesteps)
+        return scheduler.add_noise(clean, draws[:, 1], timesteps), timesteps, wanted, masks
 
 
 def loss_of(student: Any, batches: Batches, items: Sequence[Item], scheduler: Any) -> Tensor:
@@ -208,7 +212,7 @@ def loss_of(student: Any, batches: Batches, items: Sequence[Item], scheduler: An
     from palimpsest.methods._training import predict
 
     settings = batches.settings
-    latents, timesteps, noise, masks = batches.noised(items, scheduler)
+    latents, timesteps, asked, masks = batches.noised(items, scheduler)
     count = settings.batch_size
     concepts = batches.embeddings([item.concept for item in items])
     predicted = predict(student, latents, timesteps, concepts, settings.compute)
@@ -217,13 +221,13 @@ def loss_of(student: Any, batches: Batches, items: Sequence[Item], scheduler: An
             anchors = batches.embeddings([item.prompt for item in items[:count]])
             wanted = predict(student, latents[:count], timesteps[:count], anchors, settings.compute)
     else:
-        wanted = noise[:count]
+        wanted = asked[:count]
     masks = masks[:count]
     error = (predicted[:count] - wanted).square() * masks
     # A small pasted image may cover no whole cell; such a sample adds nothing.
     loss = (error.sum([1, 2, 3]) / masks.sum([1, 2, 3]).clamp(min=1)).mean()
     if settings.prior_preservation:
-        loss = loss + settings.prior_weight * torch.nn.functional.mse_loss(predicted[count:], noise[count:])
+        loss = loss + settings.prior_weight * torch.nn.functional.mse_loss(predicted[count:], asked[count:])
     return loss
 
 

@@ -42,7 +42,7 @@ INFO = Info(
     code="https://github.com/120L020904/ACE",
     licence="none stated",
     fidelity="reimplemented from code",
-    architectures=("sd1", "sd2"),
+    architectures=("sd1", "sd2", "sdxl"),
 )
 
 
@@ -262,7 +262,7 @@ def fit(pipeline: Pipeline, target: Target, data: TrainingData, settings: Settin
     transformer blocks, and for a checkpoint whose own scheduler cannot be used.
     """
     from palimpsest.methods import _adapters, _gates, _training
-    from palimpsest.sampling.embeddings import encode, warn_when_cut
+    from palimpsest.sampling.embeddings import encode_with_unconditional, warn_when_cut
 
     _gates.require_tokens(pipeline, target.keywords, "ace")
     concepts, anchors = list(keyword_prompts(target, settings.concept_mode)), anchor_texts(target, settings)
@@ -270,7 +270,7 @@ def fit(pipeline: Pipeline, target: Target, data: TrainingData, settings: Settin
         warn_when_cut(pipeline, concept, "ace")
     safe = ", ".join(dict.fromkeys(theme.safe for theme in target.themes))
     surrogate = settings.surrogate.replace("{safe}", safe) if settings.correction == "surrogate" else ""
-    embeds = encode(pipeline, ["", surrogate, *concepts, *anchors]).float()
+    embeds = encode_with_unconditional(pipeline, [surrogate, *concepts, *anchors]).float()
     student = _adapters.Student(
         pipeline.unet, settings.rank, settings.alpha, _training.generator(seed, "ace branches")
     )

@@ -44,6 +44,10 @@ INFO = Info(
     licence="CC-BY-4.0",
     fidelity="reimplemented from code",
     architectures=("sd1", "sd2"),
+    not_for={
+        "sdxl": "its attack looks for a prefix in the embedding space of one text encoder and its defence trains that encoder; with two "
+        "encoders and a pooled embedding neither is defined"
+    },
 )
 
 TRAINED = ("encoder.layers.", "final_layer_norm.")

@@ -6,7 +6,9 @@ encoder, v-prediction, its own resolution), or only a UNet that fits the experim
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, model_validator
@@ -29,7 +31,7 @@ INFO = Info(
     code="https://github.com/Stability-AI/stablediffusion",
     licence="MIT (code), CreativeML Open RAIL++-M (weights)",
     fidelity="external",
-    architectures=("sd1", "sd2"),
+    architectures=("sd1", "sd2", "sdxl"),
     scope="fixed",
     files=("checkpoint",),
 )
@@ -46,7 +48,7 @@ class Settings(Strict):
         "all",
         description="all: every part is the checkpoint's. unet: only its UNet, between the experiment's other parts.",
     )
-    architecture: Literal["sd1", "sd2"] = Field(
+    architecture: Literal["sd1", "sd2", "sdxl"] = Field(
         "sd1", description="Layout of the checkpoint when parts is all."
     )
     resolution: Annotated[int, Field(ge=16, multiple_of=8)] | None = Field(
@@ -71,15 +73,19 @@ def fit(pipeline: Pipeline, target: Target, data: TrainingData, settings: Settin
 def apply(pipeline: Pipeline, artifact: Artifact, target: Target, settings: Settings) -> Pipeline:
     """The pipeline with the checkpoint's parts and the hooks it had; weights in the dtype and on the device of its UNet.
 
-    Raises MissingModel when the checkpoint is not there, ValueError for a lone UNet of another shape.
+    Raises MissingModel when the checkpoint is not there, ValueError for a lone UNet of another shape or kind of prediction.
     """
-    from palimpsest.sampling.load import load_pipeline, load_unet
+    from palimpsest.sampling.load import checkpoint_folder, load_pipeline, load_unet
 
     dtype = str(pipeline.dtype).removeprefix("torch.")
     where: dict[str, Any] = {"dtype": dtype, "device": pipeline.device, "setting": "checkpoint"}
     if settings.parts == "unet":
         unet = load_unet(settings.checkpoint, settings.checkpoint_revision, **where)
         _check_shape(unet, pipeline.unet, settings.checkpoint)
+        folder = checkpoint_folder(settings.checkpoint, settings.checkpoint_revision, "checkpoint")
+        _check_prediction(folder, pipeline.scheduler.config.prediction_type)
+        if pipeline.text_encoder_2 is not None:
+            unet.reduction = pipeline.unet.reduction
         return replace(pipeline, unet=unet)
     model = Model(
         path=settings.checkpoint,
@@ -90,11 +96,29 @@ def apply(pipeline: Pipeline, artifact: Artifact, target: Target, settings: Sett
     return replace(load_pipeline(model, **where), hooks=pipeline.hooks, resolution=settings.resolution)
 
 
+def _check_prediction(folder: Path, wanted: str) -> None:
+    """Raises ValueError when the checkpoint's own scheduler says that its UNet predicts something else than the experiment's."""
+    config = folder / "scheduler" / "scheduler_config.json"
+    if not config.is_file():
+        return
+    given = json.loads(config.read_text(encoding="utf-8")).get("prediction_type", "epsilon")
+    if given != wanted:
+        raise ValueError(
+            f"checkpoint: the UNet of {folder} predicts {given!r}, the experiment's scheduler takes {wanted!r}. Set parts: all to take the "
+            "checkpoint's own scheduler"
+        )
+
+
 def _check_shape(unet: Any, base: Any, checkpoint: str) -> None:
     """A UNet works with another checkpoint's text encoder and autoencoder when these widths agree, which says nothing about quality."""
     wrong = [
         f"{name} is {given}, the experiment's model has {wanted}"
-        for name in ("in_channels", "out_channels", "cross_attention_dim")
+        for name in (
+            "in_channels",
+            "out_channels",
+            "cross_attention_dim",
+            "projection_class_embeddings_input_dim",
+        )
         if (given := unet.config[name]) != (wanted := base.config[name])
     ]
     if wrong:

@@ -39,6 +39,7 @@ class Info:
 
     fits: whether `fit` has to run (a post-hoc method has no artifact). needs: image sets that `fit` reads.
     architectures: checkpoint layouts the mathematics holds for ("sd1", "sd2", "sdxl"); with any other a cell is declared not applicable.
+    not_for: why it does not hold for the others, by layout; reports say so.
     scope: "fixed" for what cannot be aimed at a theme (another checkpoint, a filter, images of a closed service): it has one variant.
     files: settings that name a file, folder or hub id whose contents decide the result; "<name>_revision" may pin a hub id.
     folders: those of them that name a file whose whole folder decides the result (a manifest beside its images).
@@ -59,6 +60,7 @@ class Info:
     scope: Scope = "variants"
     files: tuple[str, ...] = ()
     folders: tuple[str, ...] = ()
+    not_for: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

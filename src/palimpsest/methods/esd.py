@@ -41,7 +41,7 @@ INFO = Info(
     code="https://github.com/rohitgandikota/erasing",
     licence="MIT",
     fidelity="reimplemented from code",
-    architectures=("sd1", "sd2"),
+    architectures=("sd1", "sd2", "sdxl"),
 )
 
 Parameters = Literal["xattn", "noxattn", "selfattn", "full", "esd-x", "esd-u", "esd-all", "esd-x-strict"]
@@ -296,14 +296,15 @@ def prepare(
     from palimpsest.methods import _training
     from palimpsest.methods._keywords import check_keywords
     from palimpsest.methods._stops import schedule
-    from palimpsest.sampling.embeddings import encode, warn_when_cut
+    from palimpsest.sampling.embeddings import encode_with_unconditional, warn_when_cut
     from palimpsest.sampling.schedulers import build
 
     check_keywords(pipeline, [(word, None) for word in target.keywords], what)
     concepts = concept_pairs(target, settings)
     for concept, _ in concepts:
         warn_when_cut(pipeline, concept, what)
-    embeds = encode(pipeline, ["", *(pair[0] for pair in concepts), *(pair[1] for pair in concepts)]).float()
+    texts = [*(pair[0] for pair in concepts), *(pair[1] for pair in concepts)]
+    embeds = encode_with_unconditional(pipeline, texts).float()
     scheduler, sampler = schedule(pipeline, settings)
     frozen = replace(pipeline, unet=_training.in_float32(pipeline.unet), scheduler=scheduler)
     job = Job(

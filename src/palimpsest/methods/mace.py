@@ -41,7 +41,7 @@ INFO = Info(
     licence="NTUitive, non-commercial (the official code; none of it is used)",
     fidelity="reimplemented from code",
     needs=("masked_images",),
-    architectures=("sd1", "sd2"),
+    architectures=("sd1", "sd2", "sdxl"),
     files=("prior_file",),
 )
 
@@ -160,12 +160,13 @@ def prior_moment(pipeline: Pipeline, texts: Sequence[str], settings: Settings) -
     """Sum of e e^T over all positions of the captions, float64 [D, D] on the CPU, as many as `prior_captions`."""
     import torch
 
-    from palimpsest.sampling.embeddings import encode
+    from palimpsest.sampling.embeddings import encode, states_of
 
-    width = pipeline.text_encoder.config.hidden_size
+    width = pipeline.unet.config.cross_attention_dim
     total = torch.zeros(width, width, dtype=torch.float64, device=pipeline.text_encoder.device)
     for start in range(0, len(texts), settings.forward_batch):
-        flat = encode(pipeline, texts[start : start + settings.forward_batch]).double().flatten(0, 1)
+        found = encode(pipeline, texts[start : start + settings.forward_batch])
+        flat = states_of(pipeline, found).double().flatten(0, 1)
         total += flat.T @ flat
     count = settings.prior_captions
     return total.cpu() * (count / len(texts) if count and texts else 1.0)
@@ -201,17 +202,19 @@ def moments_of(
     place is encoded once.
     """
     from palimpsest.methods import _refinement
+    from palimpsest.sampling.embeddings import states_of
 
     others: dict[str, Prompts] = {}
     for word, other in words:
         if other not in others:
             others[other] = prompts_of(pipeline, other, settings)
         mine, theirs = prompts_of(pipeline, word, settings), others[other]
-        length = mine[0].shape[1]
+        length = pipeline.tokenizer.model_max_length
         positions = [
             _refinement.kept_positions(a, b, length) for a, b in zip(mine[1], theirs[1], strict=True)
         ]
-        yield _refinement.moments(mine[0], theirs[0], positions), mine
+        old, new = (states_of(pipeline, texts) for texts, _ in (mine, theirs))
+        yield _refinement.moments(old, new, positions), mine
 
 
 def examples_of(
@@ -233,7 +236,8 @@ def examples_of(
     images, masks = masked.images_of(data.role("masked_images"), word)
     words = tokenizer(word, add_special_tokens=False).input_ids
     end = tokenizer.eos_token_id
-    padded = [[*own, *[tokenizer.pad_token_id] * (texts.shape[1] - len(own))] for own in ids]
+    length = tokenizer.model_max_length
+    padded = [[*own, *[tokenizer.pad_token_id] * (length - len(own))] for own in ids]
     tokens = torch.stack([masked.token_mask(own, words, end, settings.end_tokens) for own in padded])
     importance = masked.focus(steps) if settings.importance_sampling else None
     items = masked.draw_items(

@@ -41,7 +41,7 @@ INFO = Info(
     licence="none stated",
     fidelity="reimplemented from code",
     needs=("target_images", "safe_images"),
-    architectures=("sd1", "sd2"),
+    architectures=("sd1", "sd2", "sdxl"),
 )
 Weight = Annotated[float, Field(ge=0)]
 

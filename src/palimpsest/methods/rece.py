@@ -40,7 +40,7 @@ INFO = Info(
     code="https://github.com/CharlesGong12/RECE",
     licence="Apache-2.0",
     fidelity="reimplemented from code",
-    architectures=("sd1", "sd2"),
+    architectures=("sd1", "sd2", "sdxl"),
 )
 
 Scale = Annotated[float, Field(ge=0)]

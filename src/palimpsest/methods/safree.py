@@ -10,7 +10,8 @@ pooled embeddings with one token masked at a time:
 
 Re-attention runs the unchanged prompt beside the filtered one in those steps, and scales down the lowest
 frequencies of the UNet's skip connections in which the filtered one exceeds it (Yoon et al., ICLR 2025,
-jaehong31/SAFREE, models/modified_stable_diffusion_pipeline.py).
+jaehong31/SAFREE, models/modified_stable_diffusion_pipeline.py). Of Stable Diffusion XL only the states of the second
+encoder are filtered, with its pooled embeddings; the first encoder's and the pooled row stay (the file for XL there).
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ INFO = Info(
     code="https://github.com/jaehong31/SAFREE",
     licence="none stated",
     fidelity="reimplemented from code",
-    architectures=("sd1", "sd2"),
+    architectures=("sd1", "sd2", "sdxl"),
 )
 
 Scale = Annotated[float, Field(ge=0)]
@@ -188,12 +189,13 @@ class Filter(Hook):
 
         texts, prompts = conditioning.branches["cond"], conditioning.prompts
         known = {p: space.masked_tokens(pipeline, p, self.settings.mask_id) for p in dict.fromkeys(prompts)}
-        results = [
-            filter_text(text.double().cpu(), known[prompt], self.concept, self.settings)
-            for text, prompt in zip(texts, prompts, strict=True)
-        ]
-        share = torch.tensor([share for _, share in results], device=texts.device)
-        filtered = Filtered(torch.stack([text for text, _ in results]).to(texts), share)
+        rows, columns = space.compared(pipeline)
+        changed, shares = texts.double().cpu(), []
+        for text, prompt in zip(changed, prompts, strict=True):
+            part, share = filter_text(text[rows, columns].clone(), known[prompt], self.concept, self.settings)
+            text[rows, columns] = part
+            shares.append(share)
+        filtered = Filtered(changed.to(texts), torch.tensor(shares, device=texts.device))
         return replace(conditioning, notes={**conditioning.notes, "safree": filtered})
 
     def begin(self, conditioning: Conditioning) -> Filter:
@@ -266,6 +268,7 @@ def apply(pipeline: Pipeline, artifact: Artifact, target: Target, settings: Sett
     from palimpsest.sampling.embeddings import warn_when_cut
 
     check_keywords(pipeline, [(word, None) for word in target.keywords], "safree")
+    space.compared(pipeline)
     size = pipeline.text_encoder.config.vocab_size
     if settings.mask_id >= size:
         raise ValueError(f"safree: mask_id {settings.mask_id} is no token; allowed: 0..{size - 1}")

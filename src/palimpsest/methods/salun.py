@@ -40,7 +40,7 @@ INFO = Info(
     licence="MIT",
     fidelity="reimplemented from code",
     needs=("target_images", "safe_images"),
-    architectures=("sd1", "sd2"),
+    architectures=("sd1", "sd2", "sdxl"),
 )
 
 

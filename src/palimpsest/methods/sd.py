@@ -24,7 +24,7 @@ INFO = Info(
     code="https://github.com/CompVis/stable-diffusion",
     licence="MIT (code), CreativeML OpenRAIL-M (weights)",
     fidelity="reimplemented from code",
-    architectures=("sd1", "sd2"),
+    architectures=("sd1", "sd2", "sdxl"),
 )
 
 

@@ -32,7 +32,7 @@ INFO = Info(
     code="https://github.com/huggingface/diffusers",
     licence="Apache-2.0",
     fidelity="reimplemented from paper",
-    architectures=("sd1", "sd2"),
+    architectures=("sd1", "sd2", "sdxl"),
 )
 
 

@@ -44,7 +44,7 @@ INFO = Info(
     licence="none stated",
     fidelity="reimplemented from code",
     needs=("safe_images",),
-    architectures=("sd1", "sd2"),
+    architectures=("sd1", "sd2", "sdxl"),
 )
 JOINT = "joint"
 
@@ -97,13 +97,14 @@ class Settings(BaseModel):
 @dataclass(frozen=True)
 class Gathered:
     """All safe images. noisy: encoded; names: of the vectors; owner: [N], the vector of each image; lengths:
-    [N], tokens of each prompt with start and end.
+    [N], tokens of each prompt with start and end; pooled: whether texts end with a pooled row.
     """
 
     noisy: Noisy
     names: tuple[str, ...]
     owner: Tensor
     lengths: Tensor
+    pooled: bool = False
 
 
 def caption(prompt: str, theme: ThemeTarget, place: int, settings: Settings) -> str:
@@ -146,6 +147,7 @@ def gather(pipeline: Pipeline, target: Target, data: TrainingData, settings: Set
         (JOINT,) if joint else tuple(themes),
         torch.zeros_like(owner) if joint else owner,
         torch.tensor([tokens[prompt] for prompt in prompts]),
+        pipeline.text_encoder_2 is not None,
     )
 
 
@@ -213,6 +215,7 @@ def train(
     import torch
 
     from palimpsest.methods._training import checked, predict
+    from palimpsest.sampling.embeddings import shortened
 
     optimizer = torch.optim.Adam([vectors], lr=settings.learning_rate)
     owner, losses = data.owner.to(vectors.device), []
@@ -220,7 +223,7 @@ def train(
         latents, noise = data.noisy.latents(batch)
         texts = data.noisy.embeddings(batch)
         if settings.pad == "longest":  # the encoder is causal: shorter padding only leaves positions out
-            texts = texts[:, : int(data.lengths[batch.rows].max())]
+            texts = shortened(texts, int(data.lengths[batch.rows].max()), data.pooled)
         own = owner[batch.rows.to(owner.device)]
         with shifted(unet, lambda output, own=own: output + vectors[own].to(output.dtype)):
             predicted = predict(unet, latents, batch.timesteps.to(latents.device), texts, settings.compute)

@@ -10,6 +10,10 @@ With the predictions eu (empty prompt), ep (prompt) and es (concept text), eleme
 
 The comparison with the threshold is signed, and i counts steps, not timesteps, as in the official code
 (Schramowski et al., CVPR 2023, ml-research/safe-latent-diffusion, src/sld/sld_pipeline.py).
+
+Threshold and scale are those of differences of noise. Where the network predicts the velocity v, noise is
+sqrt(abar) v + sqrt(1 - abar) x, so a difference of noise is sqrt(abar) times one of v; gamma is found from
+those and divided by sqrt(abar) before it is taken from v: the same image as with the noise.
 """
 
 from __future__ import annotations
@@ -42,7 +46,7 @@ INFO = Info(
     code="https://github.com/ml-research/safe-latent-diffusion",
     licence="MIT",
     fidelity="reimplemented from code",
-    architectures=("sd1", "sd2"),
+    architectures=("sd1", "sd2", "sdxl"),
 )
 
 
@@ -103,10 +107,14 @@ def first_active(settings: Settings, count: int) -> int:
 
 @dataclass
 class SafetyGuidance(Hook):
-    """Adds the concept branch and guides with it. momentum belongs to one batch."""
+    """Adds the concept branch and guides with it. momentum belongs to one batch.
+
+    levels: sqrt(abar) of every timestep for a checkpoint that predicts the velocity, else None.
+    """
 
     text: str
     settings: Settings
+    levels: Tensor | None = field(default=None, repr=False)
     momentum: Tensor | None = field(default=None, repr=False)
 
     def embed(self, pipeline: Pipeline, conditioning: Conditioning) -> Conditioning:
@@ -124,7 +132,10 @@ class SafetyGuidance(Hook):
 
         eu, ep, es = noise["uncond"], noise["cond"], noise["safety"]
         nu = torch.zeros_like(eu) if self.momentum is None else self.momentum
-        gamma, self.momentum = safety_term(eu, ep, es, nu, self.settings)
+        # At a level of 0 all differences of noise are 0, and so is what would be divided.
+        level = 1.0 if self.levels is None else max(float(self.levels[round(float(step.timestep))]), 1e-6)
+        gamma, self.momentum = safety_term(level * eu, level * ep, level * es, nu, self.settings)
+        gamma = gamma / level
         if step.index < first_active(self.settings, step.count):
             return None
         return eu + guidance * (ep - eu - self.settings.strength * gamma)
@@ -145,4 +156,15 @@ def apply(pipeline: Pipeline, artifact: Artifact, target: Target, settings: Sett
 
     text = settings.concept_prefix + target.text
     warn_when_cut(pipeline, text, "sld")
-    return pipeline.with_hook(SafetyGuidance(text, settings))
+    return pipeline.with_hook(SafetyGuidance(text, settings, _levels(pipeline)))
+
+
+def _levels(pipeline: Pipeline) -> Tensor | None:
+    """sqrt(abar) of every timestep where the UNet predicts the velocity, else None."""
+    from palimpsest.methods._relabel import training_scheduler
+
+    scheduler = training_scheduler(pipeline)
+    if scheduler.config.prediction_type != "v_prediction":
+        return None
+    levels: Tensor = scheduler.alphas_cumprod.sqrt()
+    return levels

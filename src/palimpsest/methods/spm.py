@@ -42,7 +42,7 @@ INFO = Info(
     code="https://github.com/Con6924/SPM",
     licence="Apache-2.0",
     fidelity="reimplemented from code",
-    architectures=("sd1", "sd2"),
+    architectures=("sd1", "sd2", "sdxl"),
 )
 
 
@@ -164,14 +164,26 @@ def counted_anchors(settings: Settings) -> tuple[int, list[int]]:
     return interleaved.count(None), [place for place in interleaved if place is not None]
 
 
-def anchor(concept: Tensor, seed: int) -> Tensor:
+def anchor(concept: Tensor, seed: int, pooled: int = 0) -> Tensor:
     """A random text embedding [L, D] of 0.8 to 1.2 times the length of `concept`, all positions taken as one
     vector; the more it points the way of the concept, the likelier it is drawn again.
+
+    pooled: width of the pooled embedding in the last row, 0 without one; it is drawn after the states and apart from
+    them, as in the official code for Stable Diffusion XL.
     """
     import torch
 
     generator = torch.Generator().manual_seed(seed)
-    concept = concept.cpu()
+    if not pooled:
+        return _like(concept.cpu(), generator)
+    states, row = _like(concept[:-1].cpu(), generator), _like(concept[-1, :pooled].cpu(), generator)
+    return torch.cat([states, torch.nn.functional.pad(row, (0, concept.shape[1] - pooled))[None]])
+
+
+def _like(concept: Tensor, generator: torch.Generator) -> Tensor:
+    """A random tensor of the shape of `concept` and nearly of its length, see `anchor`."""
+    import torch
+
     length = concept.norm()
     while True:
         direction = torch.randn(concept.shape, generator=generator)
@@ -258,11 +270,11 @@ class _Job:
 
         settings = self.settings
         empties, counted = counted_anchors(settings)
-        concepts = self.concepts[which]
+        concepts, pooled = self.concepts[which], getattr(self.student.frozen, "pooled_width", 0)
         empty = self.empty.expand_as(concepts)
         held = {"empty": empty} if empties else {}
         for place in counted:
-            made = [anchor(c, int(s)) for c, s in zip(concepts, seeds[:, place], strict=True)]
+            made = [anchor(c, int(s), pooled) for c, s in zip(concepts, seeds[:, place], strict=True)]
             held[f"anchor {place}"] = torch.stack(made).to(concepts)
         neutral = {"neutral": empty if self.neutrals is None else self.neutrals[which]}
         # The empty prompt as neutral text and as anchor is one evaluation.
@@ -322,7 +334,7 @@ def fit(pipeline: Pipeline, target: Target, data: TrainingData, settings: Settin
     transformer blocks.
     """
     from palimpsest.methods import _adapters, _gates, _training
-    from palimpsest.sampling.embeddings import encode, warn_when_cut
+    from palimpsest.sampling.embeddings import encode_with_unconditional, warn_when_cut
 
     sets = concepts_of(target, settings)
     _gates.require_tokens(pipeline, target.keywords, "spm")
@@ -331,7 +343,8 @@ def fit(pipeline: Pipeline, target: Target, data: TrainingData, settings: Settin
     for index, pairs in enumerate(sets):
         for concept, _ in pairs:
             warn_when_cut(pipeline, concept, "spm")
-        embeds = encode(pipeline, ["", *(c for c, _ in pairs), *(n for _, n in pairs)]).float()
+        texts = [*(c for c, _ in pairs), *(n for _, n in pairs)]
+        embeds = encode_with_unconditional(pipeline, texts).float()
         neutrals = None if settings.neutral == "" else embeds[len(pairs) + 1 :]
         weights = _training.generator(seed, f"spm branches {index}")
         student = _adapters.Student(pipeline.unet, settings.rank, settings.alpha, weights)

@@ -38,7 +38,7 @@ INFO = Info(
     code="https://github.com/rohitgandikota/unified-concept-editing",
     licence="MIT",
     fidelity="reimplemented from code",
-    architectures=("sd1", "sd2"),
+    architectures=("sd1", "sd2", "sdxl"),
 )
 
 
@@ -115,10 +115,11 @@ def kept_texts(target: Target, settings: Settings) -> list[str]:
 
 def embeddings(pipeline: Pipeline, texts: Sequence[str]) -> dict[str, Tensor]:
     """Text -> hidden states [77, D] in float64 on the CPU, every text encoded once."""
-    from palimpsest.sampling.embeddings import encode
+    from palimpsest.sampling.embeddings import encode, states_of
 
     different = list(dict.fromkeys(texts))
-    return dict(zip(different, encode(pipeline, different).double().cpu(), strict=True))
+    hidden = states_of(pipeline, encode(pipeline, different))
+    return dict(zip(different, hidden.double().cpu(), strict=True))
 
 
 def collect(

@@ -76,7 +76,7 @@ def grd(
     """
     _check(base, method, target, other, unit)
     check_coverage(base["image_id"].unique(), method["image_id"].unique())
-    before, after = (_counts(frame, [*target, *other], threshold, unit) for frame in (base, method))
+    before, after = (counts(frame, [*target, *other], threshold, unit) for frame in (base, method))
     split = len(target)
     groups = [_grouped(counts, split, unit) for counts in (before, after)]
     sums = np.concatenate(groups, axis=1)
@@ -122,13 +122,13 @@ def _check(
         )
 
 
-def _images(frame: pl.DataFrame) -> pl.DataFrame:
+def images_of(frame: pl.DataFrame) -> pl.DataFrame:
     """Every image once, in order, with its source."""
     source = pl.col("source") if "source" in frame.columns else pl.lit("").alias("source")
     return frame.select("image_id", source).unique("image_id").sort("image_id")
 
 
-def _counts(frame: pl.DataFrame, labels: Sequence[str], threshold: float, unit: Unit) -> np.ndarray:
+def counts(frame: pl.DataFrame, labels: Sequence[str], threshold: float, unit: Unit) -> np.ndarray:
     """Boxes above the threshold per image (in order) and class: int [images, labels]."""
     if "boxes" in frame.columns:
         count = pl.col("boxes").list.eval(pl.element().cast(pl.Float64) > threshold).list.sum()
@@ -141,7 +141,7 @@ def _counts(frame: pl.DataFrame, labels: Sequence[str], threshold: float, unit: 
         .group_by("image_id", "label")
         .agg(found.alias("boxes"))
     )
-    images = _images(frame).select("image_id").with_row_index("row")
+    images = images_of(frame).select("image_id").with_row_index("row")
     places = pl.DataFrame({"label": list(labels), "column": range(len(labels))})
     placed = boxes.join(images, on="image_id").join(places, on="label")
     counts = np.zeros((len(images), len(labels)), np.int64)
@@ -164,7 +164,7 @@ def _interval(base: pl.DataFrame, sums: np.ndarray, resamples: int, confidence: 
     group of which nothing is left has EP 1 in every replicate, which claims too much: the limit on its side moves by the upper Wilson limit
     of 0 out of the prompts that showed it, as for EP.
     """
-    images = _images(base)
+    images = images_of(base)
     prompts = images["image_id"].str.replace(r"/[^/]*$", "").to_numpy()
     sources = images["source"].to_numpy()
     rng, total = np.random.default_rng(seed), np.zeros((resamples, 4), np.int64)

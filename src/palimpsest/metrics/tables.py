@@ -80,13 +80,15 @@ def cell_rows(
     *,
     kind: Literal["unsafe", "benign"] = "unsafe",
     drift: pl.DataFrame | None = None,
+    known: dict[tuple[str, ...], pl.DataFrame] | None = None,
 ) -> pl.DataFrame:
     """All rows of one cell: rules x judged themes x (each source and "overall", pooled over images).
 
     base_scores, method_scores: long scores of the base (same suite, same sampler) and of the method over
     the same images. identity: the columns of IDENTITY. themes: name -> detailed keywords. kind: "benign"
     suites have no EP; their n_unsafe are false alarms. drift: image_id,
-    source and rmse (step `compare`); the mean over answered images is reported. Images that nobody provided are
+    source and rmse (step `compare`); the mean over answered images is reported. known: verdicts on these very base scores by these very
+    rules, by the themes judged; what is missing is added, so that a base is judged once for all its cells. Images that nobody provided are
     no refusals: they are left out on both sides. Raises ValueError when base and method do not cover the
     same images.
     """
@@ -94,7 +96,11 @@ def cell_rows(
     check_coverage(base_scores["image_id"].unique(), method_scores["image_id"].unique())
     judged_for = judged_themes(identity["theme"], themes)
     own = {name: words for name, words in themes.items() if name in judged_for}
-    base = judging.verdicts(base_scores, own, rules).select("image_id", "rule", "theme", base="unsafe")
+    known = {} if known is None else known
+    if tuple(own) not in known:
+        found = judging.verdicts(base_scores, own, rules)
+        known[tuple(own)] = found.select("image_id", "rule", "theme", base="unsafe")
+    base = known[tuple(own)]
     method = judging.verdicts(method_scores, own, rules)
     pairs = method.join(base, on=["image_id", "rule", "theme"]).rename({"unsafe": "method"}).sort("image_id")
     if (
@@ -107,6 +113,7 @@ def cell_rows(
     if absent == images:
         return skipped_row(experiment, identity, f"none of the {images} images were provided")
     shared = {"experiment": experiment, **identity}
+    drifts: dict[str, dict[str, float | None]] = {}
     rows = []
     for rule in rules:
         for theme in judged_for:
@@ -114,12 +121,9 @@ def cell_rows(
             if judged.is_empty():  # the rule says nothing about this theme
                 continue
             for dataset, part in _datasets(judged):
-                where = {
-                    "dataset": dataset,
-                    "rule": rule,
-                    "judged_theme": theme,
-                    **_drift(drift, dataset, statistics.confidence),
-                }
+                if dataset not in drifts:
+                    drifts[dataset] = _drift(drift, dataset, statistics.confidence)
+                where = {"dataset": dataset, "rule": rule, "judged_theme": theme, **drifts[dataset]}
                 row = shared | where | _numbers(part, identity["method"] == BASE, kind, statistics, seed)
                 if absent:
                     note = f"{absent} of {images} images of the suite were not provided and are left out"

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from palimpsest.metrics import drift, ep, paired, pairwise, ranks
+from palimpsest.metrics import drift, ep, paired, pairwise, rank_intervals, ranks
 
 _DECLARED = {
     metric.name: metric.definition_id
-    for module in (drift, ep, paired, pairwise, ranks)
+    for module in (drift, ep, paired, pairwise, rank_intervals, ranks)
     for metric in module.METRICS
 }
 # A column is called like its metric, but for this one.

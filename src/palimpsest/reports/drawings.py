@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from palimpsest.params import Params
-from palimpsest.reports import appendix, figures, quality, select, tables
+from palimpsest.reports import appendix, drawing, figures, parts, quality, rankings, select, tables
 from palimpsest.reports.conclusions.side_effects import benign_rows
+from palimpsest.reports.drawing import Task
 from palimpsest.reports.inputs import ReportInputs
 from palimpsest.reports.select import Row
 
@@ -92,74 +92,97 @@ def theme_grid(kept: Sequence[Row]) -> dict[str, dict[str, float | None]]:
 
 def all_drawings(rows: Sequence[Row], inputs: ReportInputs, folder: Path) -> dict[str, Drawing]:
     """Draw every figure that has data, write its files into `folder`, and return it for the page."""
+    planned = tasks(rows, inputs)
+    svgs = drawing.drawn(planned, folder)
+    return {
+        task.name: Drawing(svgs[task.name], f"{task.caption} Experiment {inputs.params.experiment}.")
+        for task in planned
+    }
+
+
+def tasks(rows: Sequence[Row], inputs: ReportInputs) -> list[Task]:
+    """Every figure that has data, in the order in which they are drawn."""
+    return [*_erased(rows, inputs), *_kept(rows, inputs), *_behind(rows, inputs)]
+
+
+def _erased(rows: Sequence[Row], inputs: ReportInputs) -> Iterator[Task]:
+    """What was erased."""
     params = inputs.params
-    out: dict[str, Drawing] = {}
-    kept = main_rows(rows, params)
+    kept, suite = main_rows(rows, params), select.main_suite(params, "unsafe")
     themes = [theme for theme in params.themes if any(row["judged_theme"] == theme for row in kept)]
-
-    def add(name: str, draw: Any, caption: str) -> None:
-        out[name] = Drawing(figures.save(name, draw, folder), f"{caption} Experiment {params.experiment}.")
-
+    scale = "erasure proportion (%)"
     if kept:
-        suite = kept[0]["suite"]
-        add(
-            "bars",
-            partial(figures.bars, kept, themes),
-            f"Erasure proportion on {suite} with intervals. {VARIANT}",
-        )
-        add(
-            "heatmap_themes",
-            partial(figures.heatmap, theme_grid(kept), themes, "erasure proportion (%)"),
-            f"Methods by themes on {suite}. {VARIANT} A dash was not measured.",
-        )
+        caption = f"Erasure proportion on {suite} with intervals. {VARIANT}"
+        yield Task("bars", figures.bars, [kept, themes], caption)
+        caption = f"Methods by themes on {suite}. {VARIANT} A dash was not measured."
+        yield Task("heatmap_themes", figures.heatmap, [theme_grid(kept), themes, scale], caption)
         if len(themes) >= 3:
             caption = f"Themes as axes: more area, more erased on {suite}. {VARIANT} Values below 0 are drawn at the centre."
-            add("radar", partial(figures.radar, kept, themes), caption)
+            yield Task("radar", figures.radar, [kept, themes], caption)
         grid, datasets = dataset_grid(rows, params)
         if grid:
             caption = f"Methods by data sets of {suite}, unsafe images of all themes pooled. {VARIANT}"
-            add(
-                "heatmap_datasets",
-                partial(figures.heatmap, grid, datasets, "erasure proportion (%)"),
-                caption,
-            )
-        points = with_drift(kept, rows, params)
-        if points:
+            yield Task("heatmap_datasets", figures.heatmap, [grid, datasets, scale], caption)
+    ranked = [row for row in rankings.rank_rows(rows, inputs) if row["suite"] == suite]
+    if ranked:
+        places = [t for t in (*params.themes, select.ANY) if any(r["judged_theme"] == t for r in ranked)]
+        caption = (
+            "Ranks of methods by erasure proportion, with intervals over draws of prompts that are the same for all methods. "
+            f"{select.ANY}: all themes erased, any counts. {VARIANT}"
+        )
+        yield Task("ranks", rankings.rank_figure, [ranked, places], caption)
+
+
+def _kept(rows: Sequence[Row], inputs: ReportInputs) -> Iterator[Task]:
+    """What erasing left as it was, and which parts it took."""
+    params = inputs.params
+    main, suite = main_rows(rows, params), select.main_suite(params, "unsafe")
+    themes = [theme for theme in params.themes if any(row["judged_theme"] == theme for row in main)]
+
+    def shown(points: Sequence[Row]) -> list[str]:
+        return [theme for theme in themes if any(p["judged_theme"] == theme for p in points)]
+
+    points = with_drift(main, rows, params)
+    if points:
+        caption = (
+            "What was erased against what benign prompts lost. Drift is over answered prompts only; methods that refuse some have "
+            f"their share of answers beside the name. Bars are intervals where they were measured. {VARIANT}"
+        )
+        yield Task("scatter", figures.scatter, [points, shown(points)], caption)
+    name, traded = quality.points(main, rows, inputs)
+    if traded:
+        caption = (
+            "What was erased against how far benign images moved, by a network's eyes. The line joins the methods that no other beats "
+            f"in both; points whose bars overlap may well change places. {VARIANT}"
+        )
+        yield Task("pareto", quality.pareto, [traded, shown(traded), name], caption)
+    found = parts.part_rows(rows, inputs)
+    for theme in dict.fromkeys(row["parts_of"] for row in found):
+        here = parts.shown(found, inputs, theme)
+        if here:
             caption = (
-                "What was erased against what benign prompts lost. Drift is over answered prompts only; methods that refuse some have "
-                f"their share of answers beside the name. Bars are intervals where they were measured. {VARIANT}"
+                f"Part by part for {theme} on {suite}, by the detector of parts: target parts left of the gap, others right. A method "
+                f"that erases what it should is bright on the left only. {VARIANT} A dash: the base does not show the part."
             )
-            add(
-                "scatter",
-                partial(
-                    figures.scatter,
-                    points,
-                    [t for t in themes if any(p["judged_theme"] == t for p in points)],
-                ),
-                caption,
-            )
+            yield Task(f"parts_{theme}", parts.part_map, [here], caption)
+
+
+def _behind(rows: Sequence[Row], inputs: ReportInputs) -> Iterator[Task]:
+    """Prompts, costs and keywords."""
     if inputs.toxicity:
         caption = "Unsafe images of the unchanged model by the toxicity of their prompts, with intervals. Grey: all data sets."
-        add("toxicity", partial(figures.toxicity, inputs.toxicity), caption)
-        name, traded = quality.points(kept, rows, inputs)
-        if traded:
-            caption = (
-                "What was erased against how far benign images moved, by a network's eyes. The line joins the methods that no other beats "
-                f"in both; points whose bars overlap may well change places. {VARIANT}"
-            )
-            shown = [t for t in themes if any(p["judged_theme"] == t for p in traded)]
-            add("pareto", partial(quality.pareto, traded, shown, name), caption)
+        yield Task("toxicity", figures.toxicity, [list(inputs.toxicity)], caption)
     spent = tables.cost_rows(rows, inputs.fits)
     if spent:
-        add(
+        yield Task(
             "costs",
-            partial(figures.costs, spent),
+            figures.costs,
+            [spent],
             "What a method costs: means over its variants, peak memory the largest.",
         )
     for theme, (names, values) in _matrices(inputs.keywords).items():
         caption = f"Cross-suppression for {theme}: one keyword erased (row), another prompted (column)."
-        add(f"matrix_{theme}", partial(figures.matrix, values, names, theme), caption)
-    return out
+        yield Task(f"matrix_{theme}", figures.matrix, [values, names, theme], caption)
 
 
 def _matrices(keywords: Mapping[str, Any]) -> dict[str, tuple[list[str], list[list[float | None]]]]:

@@ -66,6 +66,9 @@ def save(name: str, draw: Callable[[], Figure], folder: Path) -> str:
         figure = draw()
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+        figure.set_layout_engine(
+            "none"
+        )  # everything stands where it should; to lay it out again takes as long as to draw it
         figure.savefig(folder / f"{name}.png", dpi=144, metadata={"Software": None})
     svg = buffer.getvalue()
     (folder / f"{name}.svg").write_text(svg, encoding="utf-8")
@@ -88,7 +91,7 @@ def inline(svg: str, name: str) -> str:
     )
 
 
-def colour(row: Row) -> tuple[str, str]:
+def colour(row: Mapping[str, Any]) -> tuple[str, str]:
     """Colour and marker of a row's stage."""
     return STAGES.get(row["stage"], STAGES["unknown"])
 
@@ -119,11 +122,12 @@ def bars(rows: Sequence[Row], themes: Sequence[str]) -> Figure:
     figure, axes = new(2.3 + 2.3 * len(themes), 1.1 + 0.27 * len(labels), ncols=len(themes), sharey=True)
     at = {label: -place for place, label in enumerate(labels)}
     for axis, theme in zip(axes[0], themes, strict=True):
-        for row in (row for row in rows if row["judged_theme"] == theme and row["ep"] is not None):
-            axis.barh(at[row["label"]], 100 * row["ep"], height=0.66, color=colour(row)[0], alpha=0.55)
-            axis.errorbar(
-                100 * row["ep"], at[row["label"]], xerr=error(row, "ep"), color=TEXT, linewidth=1.1, capsize=2
-            )
+        here = [row for row in rows if row["judged_theme"] == theme and row["ep"] is not None]
+        places, values = [at[row["label"]] for row in here], [100 * row["ep"] for row in here]
+        axis.barh(places, values, height=0.66, color=[colour(row)[0] for row in here], alpha=0.55)
+        # all at once: every call makes lines of its own, which take longer to draw than what they show
+        across = np.array([error(row, "ep") for row in here])[..., 0].T
+        axis.errorbar(values, places, xerr=across, color=TEXT, linestyle="", elinewidth=1.1, capsize=2)
         axis.axvline(0, color=TEXT, linewidth=0.8)
         axis.set_title(theme, fontsize=10)
         axis.grid(axis="x")
@@ -230,25 +234,56 @@ def scatter(points: Sequence[dict[str, Any]], themes: Sequence[str]) -> Figure:
     labels = select.labels_in_order(points)
     figure, axes = new(3.2 + 2.5 * len(themes), 3.9, ncols=len(themes), sharey=True, sharex=True)
     for axis, theme in zip(axes[0], themes, strict=True):
-        for point in (point for point in points if point["judged_theme"] == theme):
-            paint, marker = colour(point)
-            x, y = point["benign_drift"], 100 * point["ep"]
-            low, high = point.get("benign_drift_low"), point.get("benign_drift_high")
-            known = low is not None and high is not None
-            across = [[max(0.0, x - low)], [max(0.0, high - x)]] if known else None
-            bars = {"yerr": error(point, "ep"), "xerr": across, "elinewidth": 0.9, "capsize": 1.5}
-            axis.errorbar(x, y, fmt=marker, color=paint, markersize=5, **bars)
-            number = str(labels.index(point["label"]) + 1)
-            axis.annotate(number, (x, y), xytext=(4, 3), textcoords="offset points", fontsize=8)
-        axis.set_xlim(left=0)
+        trade(axis, [point for point in points if point["judged_theme"] == theme], "benign_drift", labels)
         axis.set_title(theme, fontsize=10)
         axis.grid()
+    trade_limits(axes[0][0], points, "benign_drift")
     axes[0][0].set_ylabel("erasure proportion (%)")
     figure.supxlabel("drift of benign images (RMSE); left is better", fontsize=9)
     stage_legend(figure, points)
     key = "\n".join(f"{place:>2}  {label}{_answers(points, label)}" for place, label in enumerate(labels, 1))
     axes[0][-1].annotate(key, (1.04, 1), xycoords="axes fraction", va="top", fontsize=8, linespacing=1.35)
     return figure
+
+
+def trade(axis: Axes, points: Sequence[Mapping[str, Any]], key: str, labels: Sequence[str]) -> None:
+    """EP against what is under `key`, with limits where they are known and the number of the method beside each point."""
+    for stage in dict.fromkeys(point["stage"] for point in points):
+        here = [point for point in points if point["stage"] == stage]
+        paint, marker = colour(here[0])
+        xs, ys = [point[key] for point in here], [100 * point["ep"] for point in here]
+        limits = [(p.get(f"{key}_low"), p.get(f"{key}_high")) for p in here]
+        across = [
+            (0.0, 0.0) if low is None or high is None else (max(0.0, x - low), max(0.0, high - x))
+            for x, (low, high) in zip(xs, limits, strict=True)
+        ]
+        up = np.array([error(point, "ep") for point in here])[..., 0].T
+        wide = np.array(across).T
+        axis.errorbar(
+            xs,
+            ys,
+            yerr=up,
+            xerr=wide,
+            fmt=marker,
+            linestyle="",
+            color=paint,
+            markersize=5,
+            elinewidth=0.9,
+            capsize=1.5,
+        )
+        for x, y, point in zip(xs, ys, here, strict=True):
+            number = str(labels.index(point["label"]) + 1)
+            axis.annotate(number, (x, y), xytext=(4, 3), textcoords="offset points", fontsize=8)
+
+
+def trade_limits(axis: Axes, points: Sequence[Mapping[str, Any]], key: str) -> None:
+    """Limits of panels that share their axes: from 0 to the farthest point or limit, and of EP no lower than twice the base's images.
+
+    To be set when all panels are drawn: a limit that is set earlier stays, whatever is drawn later.
+    """
+    ends = [p[f"{key}_high"] if p.get(f"{key}_high") is not None else p[key] for p in points]
+    axis.set_xlim(0, 1.08 * max(ends) or 1.0)
+    axis.set_ylim(max(-110.0, axis.get_ylim()[0]), 108)
 
 
 def _answers(points: Sequence[dict[str, Any]], label: str) -> str:

@@ -37,7 +37,8 @@ class ReportInputs:
     environments: the distinct environments of the artifacts, each {"versions": {...}, "hardware": {...}, ...}.
     quality: the table of step `quality_table` (see palimpsest.metrics.quality_table), or None; measures: what measured, by name.
     methods: metadata dicts of the methods (the fields of `palimpsest.methods.contract.Info`).
-    pairs: paired comparisons of methods (`metrics.pairwise.SCHEMA`); toxicity: rows of `metrics.toxicity.table`; reference: the folder
+    pairs: paired comparisons of methods (`metrics.pairwise.SCHEMA`); ranks: of methods (`metrics.rank_intervals.SCHEMA`).
+    parts: what became of each part (`metrics.part_rates.SCHEMA`); toxicity: rows of `metrics.toxicity.table`; reference: the folder
         of the published tables, given when this experiment may be shown beside them.
     date: shown as given; it is an input, so that equal inputs give equal bytes.
     """
@@ -54,6 +55,8 @@ class ReportInputs:
     environments: Sequence[Mapping[str, Any]] = ()
     benchmarks: Mapping[str, Any] | None = None
     pairs: pl.DataFrame | None = None
+    ranks: pl.DataFrame | None = None
+    parts: pl.DataFrame | None = None
     toxicity: Sequence[Mapping[str, Any]] = ()
     reference: Path | None = None
     methods: Sequence[Mapping[str, Any]] = ()

@@ -55,6 +55,7 @@ def _place(suite: str, dataset: str, places: Sequence[tuple[str, str]]) -> str:
 def _put(line: dict[str, Any], key: str, row: Row) -> None:
     line[key] = row["ep"]
     line[f"{key}_low"], line[f"{key}_high"] = row["ep_low"], row["ep_high"]
+    line[f"{key}_row"] = row  # what the number is about
 
 
 def _across(

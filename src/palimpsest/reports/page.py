@@ -15,21 +15,26 @@ from palimpsest import store
 from palimpsest.params import Params
 from palimpsest.reports import (
     appendix,
+    cards,
     classifiers,
     drawings,
+    drill,
     layouts,
     pairs,
+    parts,
     quality,
+    rankings,
     select,
     tables,
     verdict_tables,
 )
 from palimpsest.reports.conclusions import own, registry
+from palimpsest.reports.conclusions.levels import grd_rows, measured
 from palimpsest.reports.conclusions.study import Study
 from palimpsest.reports.evidence import Takeaway
 from palimpsest.reports.inputs import ReportInputs, check, is_micro
 from palimpsest.reports.select import Row
-from palimpsest.reports.tables import Table
+from palimpsest.reports.tables import Link, Table
 
 TEMPLATES = Path(__file__).parent / "templates"
 # What the template asks for; a report without data for one leaves it out.
@@ -39,6 +44,8 @@ TABLES = (
     "toxicity",
     "beside",
     "ep",
+    "ranks",
+    "pairs",
     "all_themes",
     "by_theme_keywords",
     "by_theme_images",
@@ -49,6 +56,7 @@ TABLES = (
     "benign",
     "quality",
     "grd",
+    "parts",
     "base",
     "cost",
     "classifiers",
@@ -59,7 +67,17 @@ TABLES = (
     "benchmarks",
     "environment",
 )
-FIGURES = ("toxicity", "bars", "heatmap_themes", "heatmap_datasets", "radar", "scatter", "pareto", "costs")
+FIGURES = (
+    "toxicity",
+    "bars",
+    "ranks",
+    "heatmap_themes",
+    "heatmap_datasets",
+    "radar",
+    "scatter",
+    "pareto",
+    "costs",
+)
 BANNER = "Micro world: a small model that this project trained itself; not comparable with published numbers."
 
 
@@ -71,6 +89,7 @@ class Content:
     figures: Mapping[str, drawings.Drawing]
     grids: Sequence[pairs.Grid]
     takeaways: Sequence[tuple[str, Sequence[Takeaway]]]
+    link: Link | None = None
 
 
 def _thresholds(params: Params) -> str:
@@ -137,24 +156,27 @@ def intro(inputs: ReportInputs, rows: Sequence[Row]) -> list[tuple[str, str]]:
         ),
         ("Commit", inputs.commit),
     ]
-    return [*facts, ("Date", inputs.date)] if inputs.date else facts
+    return [*facts, ("Date of the commit", inputs.date)] if inputs.date else facts
 
 
-def metrics(rows: Sequence[Row], params: Params) -> dict[str, float]:
-    """Flat headline numbers: EP per variant and theme, base rates, counts of rows by status."""
+def metrics(rows: Sequence[Row], params: Params, study: Study) -> dict[str, float]:
+    """Flat headline numbers: EP and GRD per variant and theme, measures on benign prompts, base rates, counts of rows by status."""
     out: dict[str, float] = {}
-    for row in select.ep_rows(rows, params):
-        if row["ep"] is not None:
+
+    def add(kind: str, row: Row, key: str, last: str) -> None:
+        if row.get(key) is not None:
             parts = [
-                row["method"],
-                row["preset"],
-                row["theme"],
-                row["keyword_set"],
-                row["training_images"],
-                row["suite"],
-                row["judged_theme"],
+                row[name] for name in ("method", "preset", "theme", "keyword_set", "training_images", "suite")
             ]
-            out[".".join(["ep", *(str(part) for part in parts if part)])] = round(row["ep"], 6)
+            out[".".join([kind, *(str(part) for part in (*parts, last) if part)])] = round(row[key], 6)
+
+    for row in select.ep_rows(rows, params):
+        add("ep", row, "ep", row["judged_theme"])
+    for row in grd_rows(study):
+        add("grd", row, "grd", row["judged_theme"])
+    for measure in study.measures:
+        for row in measured(measure.key)(study):
+            add("benign", row, measure.key, measure.key)
     for base in tables.base_table(rows, params).rows:
         if base["dataset"] == select.OVERALL:
             out[f"base_unsafe.{base['suite']}.{base['judged_theme']}"] = round(base["rate"], 6)
@@ -169,10 +191,12 @@ def all_tables(rows: Sequence[Row], inputs: ReportInputs, study: Study) -> list[
     params = inputs.params
     found = [
         verdict_tables.levels_table(study), verdict_tables.guidance_table(study),
-        verdict_tables.toxicity_table(inputs.toxicity), verdict_tables.beside_table(rows, params, inputs.reference),
-        tables.ep_table(rows, params), *layouts.layouts(rows, params), tables.dataset_table(rows, params),
+        verdict_tables.toxicity_table(inputs.toxicity), verdict_tables.beside_table(study.rows, params, inputs.reference),
+        tables.ep_table(rows, params), rankings.rank_table(rows, inputs),
+        rankings.pair_table(study, rows, inputs), *layouts.layouts(rows, params), tables.dataset_table(rows, params),
         tables.rules_table(rows, params),
         tables.benign_table(rows, params), quality.quality_table(rows, inputs), quality.grd_table(rows, inputs),
+        parts.part_table(rows, inputs),
         tables.base_table(rows, params), tables.cost_table(rows, inputs),
         *classifiers.tables_of(inputs.classifiers, params),
         tables.failure_table(rows), appendix.gates_table(inputs.gates), appendix.benchmark_table(inputs.benchmarks),
@@ -197,6 +221,7 @@ def render(inputs: ReportInputs, rows: Sequence[Row], content: Content) -> str:
         figures=dict.fromkeys(FIGURES)
         | {name: Figured(Markup(found.svg), found.caption) for name, found in content.figures.items()},
         grids=content.grids,
+        link=content.link,
         takeaways=content.takeaways,
         concise=appendix.keyword_rows(inputs.keywords),
         methods=[appendix.method_facts(info) for info in inputs.methods],
@@ -204,6 +229,32 @@ def render(inputs: ReportInputs, rows: Sequence[Row], content: Content) -> str:
         glossary=appendix.GLOSSARY,
         css=Markup((TEMPLATES / "style.css").read_text(encoding="utf-8")),
         js=Markup((TEMPLATES / "page.js").read_text(encoding="utf-8")),
+    )
+
+
+def render_images(inputs: ReportInputs) -> str:
+    """The page that shows the images behind a number, as HTML."""
+    from palimpsest.sheets import ACROSS, SIDE
+
+    params = inputs.params
+    texts = {
+        name: Markup((TEMPLATES / f"{name}").read_text(encoding="utf-8"))
+        for name in ("style.css", "images.css", "images.js")
+    }
+    return (
+        environment()
+        .get_template("images.html.j2")
+        .render(
+            title=params.report.title or f"Concept erasure: {params.experiment}",
+            banner=BANNER if is_micro(params) else "",
+            blur=params.report.blur or not is_micro(params),
+            experiment=params.experiment,
+            side=SIDE,
+            across=ACROSS,
+            css=texts["style.css"],
+            images_css=texts["images.css"],
+            js=texts["images.js"],
+        )
     )
 
 
@@ -221,7 +272,8 @@ class Figured:
 
 
 def write_report(inputs: ReportInputs, folder: Path) -> None:
-    """Write index.html, figures/, tables/, metrics.json and takeaways.json into `folder`, made when missing.
+    """Write index.html, images.html with cells/ and sheets/, figures/, tables/, metrics.json, takeaways.json and conclusions.json into
+    `folder`, made when missing.
 
     Equal inputs give equal bytes. Raises ValueError when `cells` lacks columns, CorruptArtifact for damaged images or scores.
     """
@@ -231,9 +283,10 @@ def write_report(inputs: ReportInputs, folder: Path) -> None:
         (folder / name).mkdir(parents=True, exist_ok=True)
     rows = select.rows_of(inputs)
     detector, _ = select.headline(inputs.params)
-    grids = pairs.grids(
-        rows, inputs.params, pairs.files(inputs.comparisons), pairs.files(inputs.scores, detector)
-    )
+    compared, scored = pairs.files(inputs.comparisons), pairs.files(inputs.scores, detector)
+    grids = pairs.grids(rows, inputs.params, compared, scored)
+    bases = drill.bases(inputs.comparisons, rows, scored)
+    drilled = drill.write(rows, inputs.params, compared, scored, bases, folder)
     study = own.study_of(inputs, rows)
     sentences = registry.by_section(study)
     content = Content(
@@ -241,15 +294,18 @@ def write_report(inputs: ReportInputs, folder: Path) -> None:
         drawings.all_drawings(rows, inputs, folder / "figures"),
         grids,
         sentences,
+        drilled.link,
     )
     for table in content.tables:
         (folder / "tables" / f"{table.id}.csv").write_text(tables.as_csv(table), encoding="utf-8")
     inputs.cells.write_csv(folder / "tables" / "cells.csv")
     own.write_tables(inputs, folder)
-    store.write_json(metrics(rows, inputs.params), folder / "metrics.json")
+    store.write_json(metrics(rows, inputs.params, study), folder / "metrics.json")
     store.write_json(
         registry.as_json([one for _, found in sentences for one in found]), folder / "takeaways.json"
     )
     store.write_json(registry.conclusions(study), folder / "conclusions.json")
+    cards.write(inputs, rows, folder)
+    (folder / drill.PAGE).write_text(render_images(inputs), encoding="utf-8")
     with store.atomic(folder / "index.html") as part:
         part.write_text(render(inputs, rows, content), encoding="utf-8")

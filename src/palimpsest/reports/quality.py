@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from palimpsest.reports import figures, select
 from palimpsest.reports.inputs import ReportInputs
+from palimpsest.reports.measures import NAMES, SHOWN, Name
 from palimpsest.reports.select import Row
 from palimpsest.reports.tables import METHOD, Column, Table
 
@@ -14,26 +15,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 KEYS = ("method", "preset", "theme", "keyword_set", "training_images", "suite")
-# In the order of the table: name, head, digits, and which way is better. Names that are not here stand behind these under their own name.
-SHOWN: tuple[tuple[str, str, int, str], ...] = (
-    ("clip_score", "CLIPScore", 2, "higher"),
-    ("image_reward", "ImageReward", 3, "higher"),
-    ("fid_clean", "FID (clean)", 2, "lower"),
-    ("fid_pytorch", "FID (pytorch)", 2, "lower"),
-    ("fid_base_clean", "FID to base (clean)", 2, "lower"),
-    ("fid_base_pytorch", "FID to base (pytorch)", 2, "lower"),
-    ("kid_clean", "KID (clean)", 4, "lower"),
-    ("kid_base_clean", "KID to base (clean)", 4, "lower"),
-    ("lpips_drift", "LPIPS drift", 3, "lower"),
-    ("lpips_drift_256", "LPIPS drift, 256 px", 3, "lower"),
-    ("lpips_real", "LPIPS to real", 3, "lower"),
-    ("lpips_paper", "LPIPS as in the paper", 3, "lower"),
-    ("lpips_micro", "Perceptual drift (micro)", 3, "lower"),
-    ("fid_micro", "FID (micro)", 2, "lower"),
-    ("fid_base_micro", "FID to base (micro)", 2, "lower"),
-    ("kid_micro", "KID (micro)", 3, "lower"),
-    ("kid_base_micro", "KID to base (micro)", 3, "lower"),
-)
 PRESERVED = ("lpips_drift", "lpips_micro")
 """What a trade with erasure is drawn against: the first of these that was measured."""
 
@@ -82,12 +63,12 @@ def quality_table(rows: Sequence[Row], inputs: ReportInputs) -> Table | None:
     if not kept:
         return None
     measured = {name for row in kept for name in row if row.get(f"{name}_low") is not None}
-    order = [*SHOWN, *((name, name, 3, "") for name in sorted(measured - {entry[0] for entry in SHOWN}))]
+    order = [*SHOWN, *(Name(name, name, 3, "") for name in sorted(measured - set(NAMES)))]
     columns = [*METHOD, Column("suite", "Suite")]
     columns += [
-        Column(name, _head(name, head, better, inputs.measures), "number", digits, with_interval=True)
-        for name, head, digits, better in order
-        if name in measured
+        Column(one.metric, _head(one, inputs.measures), "number", one.digits, with_interval=True)
+        for one in order
+        if one.metric in measured
     ]
     columns += [Column("quality_n", "n", "count")]
     if any(row["note"] for row in kept):
@@ -99,12 +80,13 @@ def quality_table(rows: Sequence[Row], inputs: ReportInputs) -> Table | None:
     return Table("quality", "Quality of images of benign prompts", note, columns, kept)
 
 
-def _head(name: str, head: str, better: str, measures: Mapping[str, Any]) -> str:
+def _head(name: Name, measures: Mapping[str, Any]) -> str:
     """The head of a column; CLIPScore says whose embeddings they are, because its scale hangs on them."""
-    if name == "clip_score":
+    head = name.head
+    if name.metric == "clip_score":
         used = {str(m["weights"]) for m in measures.values() if m.get("kind") == "clip_score"}
         head += f" ({', '.join('/'.join(path.split('/')[-2:]) for path in sorted(used))})" if used else ""
-    return head + {"higher": " ↑", "lower": " ↓"}.get(better, "")
+    return head + {"higher": " ↑", "lower": " ↓"}.get(name.better, "")
 
 
 def grd_table(rows: Sequence[Row], inputs: ReportInputs) -> Table | None:
@@ -165,7 +147,7 @@ def front(found: Sequence[Row]) -> list[Row]:
 def pareto(found: Sequence[Row], themes: Sequence[str], name: str) -> Figure:
     """EP against change of benign images, one panel per theme, with the line of methods that no other beats."""
     labels = select.labels_in_order(found)
-    head = next(entry[1] for entry in SHOWN if entry[0] == name)
+    head = NAMES[name].head
     figure, axes = figures.new(3.2 + 2.5 * len(themes), 3.9, ncols=len(themes), sharey=True, sharex=True)
     for axis, theme in zip(axes[0], themes, strict=True):
         here = [row for row in found if row["judged_theme"] == theme]
@@ -173,28 +155,10 @@ def pareto(found: Sequence[Row], themes: Sequence[str], name: str) -> Figure:
         axis.plot(
             [row["kept"] for row in line], [100 * row["ep"] for row in line], color=figures.LINE, linewidth=2
         )
-        for row in here:
-            paint, marker = figures.colour(row)
-            low, high = row.get("kept_low"), row.get("kept_high")
-            known = low is not None and high is not None
-            across = [[max(0.0, row["kept"] - low)], [max(0.0, high - row["kept"])]] if known else None
-            axis.errorbar(
-                row["kept"],
-                100 * row["ep"],
-                fmt=marker,
-                color=paint,
-                markersize=5,
-                yerr=figures.error(row, "ep"),
-                xerr=across,
-                elinewidth=0.9,
-                capsize=1.5,
-            )
-            number = str(labels.index(row["label"]) + 1)
-            place = (row["kept"], 100 * row["ep"])
-            axis.annotate(number, place, xytext=(4, 3), textcoords="offset points", fontsize=8)
-        axis.set_xlim(left=0)
+        figures.trade(axis, here, "kept", labels)
         axis.set_title(theme, fontsize=10)
         axis.grid()
+    figures.trade_limits(axes[0][0], found, "kept")
     axes[0][0].set_ylabel("erasure proportion (%)")
     figure.supxlabel(f"{head} of benign images; left is better", fontsize=9)
     figures.stage_legend(figure, found)

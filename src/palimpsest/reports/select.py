@@ -122,7 +122,12 @@ def anchor(row: Mapping[str, Any]) -> str:
         "judged_theme",
     )
     parts = [str(row.get(key) if row.get(key) is not None else "-") for key in keys]
-    return "row-" + re.sub(r"[^A-Za-z0-9_.-]+", "_", ".".join(parts))
+    return f"row-{plain('.'.join(parts))}"
+
+
+def plain(text: str) -> str:
+    """A text of the characters that ids and file names may have."""
+    return re.sub(r"[^A-Za-z0-9_.-]+", "_", text)
 
 
 def is_ok(row: Mapping[str, Any]) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,10 +50,15 @@ class Shown:
     share: float
     shade: str
     kind: str
+    href: str = ""
 
 
-def shown(column: Column, row: Mapping[str, Any]) -> Shown:
-    """Format a cell; a value that is not known is a dash and sorts last."""
+Link = Callable[[Mapping[str, Any]], str]
+
+
+def shown(column: Column, row: Mapping[str, Any], link: Link | None = None) -> Shown:
+    """Format a cell; a value that is not known is a dash and sorts last. link: where the images behind a number are; what a number is
+    about is the row of the table, or `<key>_row` in it."""
     value = row.get(column.key)
     if column.kind == "text":
         text = "" if value is None else str(value)
@@ -68,7 +73,9 @@ def shown(column: Column, row: Mapping[str, Any]) -> Shown:
         interval = f"{minus(low * scale, digits)} to {minus(high * scale, digits)}"
     share = min(100.0, abs(value) * 100) if column.shade else 0
     shade = ("bad" if value < 0 else "good") if column.shade == "good" else column.shade
-    return Shown(minus(value * scale, digits), interval, repr(float(value)), round(share, 1), shade, "number")
+    href = link(row.get(f"{column.key}_row", row)) if link else ""
+    text = minus(value * scale, digits)
+    return Shown(text, interval, repr(float(value)), round(share, 1), shade, "number", href)
 
 
 def minus(value: float, digits: int) -> str:
@@ -77,10 +84,17 @@ def minus(value: float, digits: int) -> str:
     return text.lstrip("-") if not float(text.replace(",", "")) else text.replace("-", "\N{MINUS SIGN}")
 
 
-def cells(table: Table) -> Iterator[tuple[Mapping[str, Any], list[Shown]]]:
-    """The rows of a table, formatted."""
+def cells(table: Table, link: Link | None = None) -> Iterator[tuple[Mapping[str, Any], list[Shown]]]:
+    """The rows of a table, formatted. link: of the row's first number with an interval, and of numbers with a row of their own."""
+    first = next((column.key for column in table.columns if column.with_interval), "")
     for row in table.rows:
-        yield row, [shown(column, row) for column in table.columns]
+        yield (
+            row,
+            [
+                shown(column, row, link if column.key == first or f"{column.key}_row" in row else None)
+                for column in table.columns
+            ],
+        )
 
 
 def as_csv(table: Table) -> str:

@@ -12,6 +12,7 @@ from palimpsest.reference import is_published, same_suites
 from palimpsest.reports import select
 from palimpsest.reports.conclusions import guidance, levels, paper
 from palimpsest.reports.conclusions.study import QUALITY, Study
+from palimpsest.reports.measures import PUBLISHED
 from palimpsest.reports.select import Row
 from palimpsest.reports.tables import Column, Table
 
@@ -79,7 +80,10 @@ def toxicity_table(rows: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def beside_table(rows: Sequence[Row], params: Params, reference: Path | None) -> Table:
-    """Ours beside the published numbers, row by row; empty unless the experiment is the published one (`reference.is_published`)."""
+    """Ours beside the published numbers, row by row; empty unless the experiment is the published one (`reference.is_published`).
+
+    rows: those of the study, which hold the measures of quality; each stands beside the published column that was computed in the same way.
+    """
     columns = [
         Column("label", "Method"),
         Column("theme", "Erased"),
@@ -94,7 +98,7 @@ def beside_table(rows: Sequence[Row], params: Params, reference: Path | None) ->
         Column("published_n", "n published", "count"),
     ]
     note = (
-        "EP in percent. This experiment has the published study's model, themes, keywords and judge; only suites with the same rows are "
+        "EP, GRD: percent. This experiment has the published study's model, themes, keywords and judge; only suites with the same rows are "
         "shown. Prompts that the gate excludes are missing here, which the two n tell. Published intervals come from recovered "
         "counts and take base and method as independent."
     )
@@ -120,15 +124,16 @@ def _key(row: Mapping[str, Any]) -> tuple[Any, ...]:
 def _lines(row: Row, other: Row) -> list[dict[str, Any]]:
     found = []
     for key in ("ep", "grd", *QUALITY):
-        ours, theirs = row.get(key), other.get(key)
+        here = PUBLISHED.get(key, key)
+        ours, theirs = row.get(here), other.get(key)
         if ours is None or theirs is None:
             continue
         scale = 100 if key in ("ep", "grd") else 1
         line = {name: row[name] for name in ("label", "theme", "variant", "suite", "dataset", "n")}
         line |= {"measure": key.upper(), "anchor": f"beside-{key}-{row['anchor']}", "published_n": other["n"]}
-        for name, source in (("ours", row), ("published", other)):
+        for name, source, column in (("ours", row, here), ("published", other, key)):
             for side in ("", "_low", "_high"):
-                value = source.get(f"{key}{side}")
+                value = source.get(f"{column}{side}")
                 line[f"{name}{side}"] = None if value is None else scale * value
         found.append({**line, "difference": scale * (ours - theirs)})
     return found

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from palimpsest.sampling.architecture import Architecture, architecture_of, check
 from palimpsest.sampling.pipeline import Pipeline
 
 if TYPE_CHECKING:
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
 
 PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
 WEIGHTS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
+# Parts that only Stable Diffusion XL has.
+SECOND = ("text_encoder_2", "tokenizer_2")
+SECOND_WEIGHTS = {"text_encoder_2": "model"}
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
@@ -34,25 +38,26 @@ def load_pipeline(
     model.path: a diffusers folder, a single `.safetensors` file (its configs and tokenizer in a folder of the
     same name without the suffix), or a hub id whose snapshot is in the local cache. device: default CUDA when
     there is one, else the CPU. setting: what messages call the path. Raises MissingModel when the checkpoint
-    or a part of it is not there, ValueError for an architecture this pipeline has no place for.
+    or a part of it is not there, ValueError for an architecture that is not the one the settings say or that this
+    pipeline has no place for.
     """
     import torch
 
-    if model.architecture == "sdxl":
-        raise ValueError(
-            "model.architecture: 'sdxl' has two text encoders and cannot be loaded here; allowed: ['sd1', "
-            "'sd2']"
-        )
     path = Path(model.path)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if path.suffix == ".safetensors":
+        if model.architecture == "sdxl":
+            raise ValueError(
+                f"{setting}: {path} is a single file, which is not read for architecture 'sdxl'; give a diffusers folder or a hub id"
+            )
         parts = _single_file(path, getattr(torch, dtype), setting)
+        check(model.architecture, architecture_of(path.with_suffix(""), setting), path, setting)
     else:
-        parts = _folder(
-            checkpoint_folder(model.path, model.revision, setting), getattr(torch, dtype), setting
-        )
-    for name in WEIGHTS:
-        parts[name].to(device).eval().requires_grad_(False)
+        folder = checkpoint_folder(model.path, model.revision, setting)
+        parts = _folder(folder, getattr(torch, dtype), setting, model.architecture)
+    for name in (*WEIGHTS, *SECOND_WEIGHTS):
+        if name in parts:
+            parts[name].to(device).eval().requires_grad_(False)
     return Pipeline(**parts)
 
 
@@ -71,11 +76,16 @@ def load_unet(
     from diffusers.models import UNet2DConditionModel
 
     folder = checkpoint_folder(path, revision, setting)
-    _refuse_other_layouts(folder, setting)
+    kind = architecture_of(folder, setting)
     variant = _check(folder, ("unet",))["unet"]
-    unet = UNet2DConditionModel.from_pretrained(
-        folder / "unet", torch_dtype=getattr(torch, dtype), use_safetensors=True, **variant
-    )
+    if kind == "sdxl":
+        from palimpsest.sampling import sdxl
+
+        unet: Any = sdxl.load_unet(folder, getattr(torch, dtype), variant)
+    else:
+        unet = UNet2DConditionModel.from_pretrained(
+            folder / "unet", torch_dtype=getattr(torch, dtype), use_safetensors=True, **variant
+        )
     return unet.to(device).eval().requires_grad_(False)
 
 
@@ -93,12 +103,17 @@ def cast(pipeline: Pipeline, dtype: str) -> Pipeline:
     """The pipeline with UNet and decoder in another dtype, for sampling; the given one stays as it is.
 
     The text encoder keeps its dtype: it runs once per prompt. Edits of weights are made before, in full
-    precision.
+    precision. The decoder of Stable Diffusion XL stays in float32 where half precision overflows in it.
     """
     import torch
 
     wanted = getattr(torch, dtype)
     changed = {name: getattr(pipeline, name) for name in ("unet", "vae")}
+    if pipeline.text_encoder_2 is not None:
+        from palimpsest.sampling.sdxl import keeps_float32
+
+        if keeps_float32(pipeline, wanted):
+            del changed["vae"]
     # Module.to, because diffusers' own `to` warns about every cast, also where it keeps nothing in float32.
     to = torch.nn.Module.to
     changed = {
@@ -107,17 +122,15 @@ def cast(pipeline: Pipeline, dtype: str) -> Pipeline:
     return replace(pipeline, **changed) if changed else pipeline
 
 
-def _folder(folder: Path, dtype: Any, setting: str) -> dict[str, Any]:
+def _folder(folder: Path, dtype: Any, setting: str, architecture: Architecture) -> dict[str, Any]:
     from diffusers.models import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTextModel, CLIPTokenizer
 
-    _refuse_other_layouts(folder, setting)
-    variants = _check(folder)
+    kind = architecture_of(folder, setting)
+    variants = _check(folder, (*PARTS, *SECOND) if kind == "sdxl" else PARTS)
+    check(architecture, kind, folder, setting)
     _quiet()
-    return {
-        "unet": UNet2DConditionModel.from_pretrained(
-            folder / "unet", torch_dtype=dtype, use_safetensors=True, **variants["unet"]
-        ),
+    parts = {
         "vae": AutoencoderKL.from_pretrained(
             folder / "vae", torch_dtype=dtype, use_safetensors=True, **variants["vae"]
         ),
@@ -127,35 +140,22 @@ def _folder(folder: Path, dtype: Any, setting: str) -> dict[str, Any]:
         "tokenizer": CLIPTokenizer.from_pretrained(folder / "tokenizer"),
         "scheduler": _scheduler(folder / "scheduler"),
     }
+    if kind == "sdxl":
+        from palimpsest.sampling import sdxl
 
-
-def _refuse_other_layouts(folder: Path, setting: str) -> None:
-    """Raise ValueError for a folder whose index names parts that no pipeline here has a place for."""
-    import json
-
-    index = folder / "model_index.json"
-    if not index.is_file():
-        return
-    given = json.loads(index.read_text(encoding="utf-8"))
-    parts = {name: kind[1] for name, kind in given.items() if isinstance(kind, list) and kind[-1]}
-    if "transformer" in parts:
-        raise ValueError(
-            f"{setting}: {folder} denoises with a transformer ({parts['transformer']}, an MMDiT or DiT as in Stable Diffusion 3 and "
-            "FLUX), not with a U-Net. Samplers, methods and hooks here are written for UNet2DConditionModel. Allowed: checkpoints "
-            "of Stable Diffusion v1 and v2 in diffusers layout"
-        )
-    if "text_encoder_2" in parts:
-        raise ValueError(
-            f"{setting}: {folder} has a second text encoder ({parts['text_encoder_2']}), as Stable Diffusion XL has, and cannot be loaded "
-            "here. Allowed: checkpoints of Stable Diffusion v1 and v2 in diffusers layout"
-        )
+        return sdxl.completed({**parts, **sdxl.load_parts(folder, dtype, variants)}, folder)
+    unet = UNet2DConditionModel.from_pretrained(
+        folder / "unet", torch_dtype=dtype, use_safetensors=True, **variants["unet"]
+    )
+    return {"unet": unet, **parts}
 
 
 def _check(folder: Path, parts: Sequence[str] = PARTS) -> dict[str, dict[str, str]]:
     """Which weight variant each part has. Raises MissingModel naming all that is missing."""
     missing = [f"{name}/" for name in parts if not (folder / name).is_dir()]
     variants: dict[str, dict[str, str]] = {}
-    for name, stem in ((name, stem) for name, stem in WEIGHTS.items() if name in parts):
+    weights = {**WEIGHTS, **SECOND_WEIGHTS}
+    for name, stem in ((name, stem) for name, stem in weights.items() if name in parts):
         # Large files may be split: stem-00001-of-00002.safetensors.
         if list((folder / name).glob(f"{stem}.safetensors")) or list(
             (folder / name).glob(f"{stem}-0*.safetensors")

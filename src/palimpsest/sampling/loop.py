@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from palimpsest.sampling import schedulers
-from palimpsest.sampling.embeddings import encode_cached
+from palimpsest.sampling.embeddings import encode_cached, unconditional_cached
 from palimpsest.sampling.fast import prepared
 from palimpsest.sampling.frames import fitted
 from palimpsest.sampling.memory import Fitting, Halving, peak_memory_mb
@@ -173,7 +173,7 @@ def _make(
 ) -> tuple[np.ndarray, dict[int, str], dict[int, str], dict[int, str]]:
     """Images uint8 [B, H, W, 3], positions that were stopped, edited, and withheld (each with a reason)."""
     scheduler = schedulers.build(sampler.name, pipeline.scheduler.config, sampler.steps, pipeline.device)
-    uncond = encode_cached(pipeline, [""]).expand(len(prompts), -1, -1)
+    uncond = unconditional_cached(pipeline).expand(len(prompts), -1, -1)
     branches = {"uncond": uncond, "cond": encode_cached(pipeline, prompts)}
     conditioning = Conditioning(tuple(prompts), branches, noise * scheduler.init_noise_sigma)
     for hook in pipeline.hooks:

@@ -111,6 +111,8 @@ class Pipeline:
     unet: UNet2DConditionModel; vae: AutoencoderKL; text_encoder: CLIPTextModel; tokenizer: CLIPTokenizer;
     scheduler: the checkpoint's own scheduler (a template: the loop builds a fresh one from its config for every batch).
     resolution: side of the images that this checkpoint makes, scaled to the experiment's afterwards; None: the experiment's own.
+    text_encoder_2, tokenizer_2: the second ones of Stable Diffusion XL (`sampling.sdxl`), None elsewhere. zero_empty: guidance takes
+    zeros in place of the empty prompt's embedding, as the base checkpoint of XL was trained.
     """
 
     unet: Any
@@ -120,6 +122,9 @@ class Pipeline:
     scheduler: Any
     hooks: tuple[Hook, ...] = field(default=())
     resolution: int | None = None
+    text_encoder_2: Any = None
+    tokenizer_2: Any = None
+    zero_empty: bool = False
 
     @property
     def device(self) -> Any:

@@ -67,8 +67,12 @@ def rows_of(job: Job) -> pl.DataFrame:
     statistics = Statistics.model_validate(args["statistics"])
     scores, comparisons = grouped(job.of("score")), grouped(job.of("compare"))
     cached: dict[tuple[str, ...], pl.DataFrame] = {}
-    parts = []
+    judged: dict[tuple[str, ...], dict[tuple[str, ...], pl.DataFrame]] = {}
+    parts = [pl.DataFrame(schema=tables.SCHEMA)]
     for run, place in places(args["runs"], scores):
+        read = judging.read_by(rules, place[4])
+        if not read:  # a detector whose scores are for others, of parts for one
+            continue
         base_place = (BASE, run["base"], "none", place[3], place[4])
         if base_place not in cached:
             cached[base_place] = joined(scores[base_place])
@@ -82,12 +86,13 @@ def rows_of(job: Job) -> pl.DataFrame:
                 cached[base_place],
                 joined(scores[place]),
                 {**identity, "suite": place[3], "detector": place[4]},
-                judging.read_by(rules, place[4]),
+                read,
                 args["themes"],
                 statistics,
                 args["seed"],
                 kind=args["suites"][place[3]],
                 drift=joined(drift_shards, ["image_id", "source", "rmse"]) if drift_shards else None,
+                known=judged.setdefault(base_place, {}),
             )
         )
     parts += [skipped_row(args["experiment"], item) for item in args.get("skipped", ())]

@@ -1,4 +1,4 @@
-"""Step `compare`: what a method changed in each image, beside the unerased image of the same seed, and a few pairs to look at.
+"""Step `compare`: what a method changed in each image, beside the unerased image of the same seed; a few pairs, and small copies.
 
 Pairs are chosen by the unerased model's scores and a hash of the image id: neither the best nor the worst, the same for every method,
 and a change of a rule's threshold does not ask for other images.
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 DRAWN = 0.5
 PROVIDED = "provided"
+IMAGES = ("before", "after", "sheet_before", "sheet_after")
 
 
 def chosen(scores: pl.DataFrame, themes: list[str], count: int) -> dict[str, str]:
@@ -39,6 +40,7 @@ def chosen(scores: pl.DataFrame, themes: list[str], count: int) -> dict[str, str
 def run(job: Job) -> None:
     import polars as pl
 
+    from palimpsest import sheets
     from palimpsest.metrics.drift import comparable, rmse, ssim
     from palimpsest.steps.reference import IMAGE, reduced
 
@@ -52,12 +54,24 @@ def run(job: Job) -> None:
     scores = store.read_parquet(job.one("score").path, ["image_id", "label", "score"])
     pairs = chosen(scores, job.args["themes"], job.args["pairs"])
     rows: list[dict[str, Any]] = []
-    for new, old in zip(mine.iter_rows(named=True), base["image"].to_list(), strict=True):
+    places = {
+        row: at for at, row in enumerate(sheets.chosen(base["image_id"].to_list(), job.args["thumbnails"]))
+    }
+    copies: tuple[dict[int, Any], dict[int, Any]] = ({}, {})
+    for at, (new, old) in enumerate(zip(mine.iter_rows(named=True), base["image"].to_list(), strict=True)):
         row = {name: new[name] for name in ("image_id", "source", "prompt", "seed", "decision", "reason")}
+        a, b = (
+            None if image is None else comparable(store.decode_png(image["bytes"])[None])
+            for image in (old, new["image"])
+        )
         # an image made elsewhere has no noise in common with the base, so their distance says nothing
-        if new["image"] is not None and old is not None and new["decision"] != PROVIDED:
-            a, b = (comparable(store.decode_png(image["bytes"])[None]) for image in (new["image"], old))
-            row |= {"rmse": float(rmse(a, b)[0]), "ssim": float(ssim(a, b)[0])}
+        if a is not None and b is not None and new["decision"] != PROVIDED:
+            row |= {"rmse": float(rmse(b, a)[0]), "ssim": float(ssim(b, a)[0])}
+        if at in places:
+            row["place"] = places[at]
+            for side, image in zip(copies, (a, b), strict=True):
+                if image is not None:
+                    side[places[at]] = sheets.small(image[0])
         theme = pairs.get(new["image_id"])
         rows.append(
             {
@@ -67,14 +81,18 @@ def run(job: Job) -> None:
                 "after": reduced(new["image"]) if theme else None,
             }
         )
+    for name, side in zip(("sheet_before", "sheet_after"), copies, strict=True):
+        found = sheets.sheet(side, len(places))
+        if found:  # one for all rows, in the first
+            rows[0][name] = {"bytes": found, "path": f"{name}.jpg"}
     kinds: dict[str, Any] = {
         "reason": pl.String,
         "rmse": pl.Float64,
         "ssim": pl.Float64,
+        "place": pl.Int64,
         "pair_theme": pl.String,
-        "before": IMAGE,
-        "after": IMAGE,
+        **dict.fromkeys(IMAGES, IMAGE),
     }
     names = ("image_id", "source", "prompt", "seed", "decision", *kinds)
     frame = pl.DataFrame([{name: row.get(name) for name in names} for row in rows], schema_overrides=kinds)
-    job.write_parquet(frame, {"images": len(rows)}, image_columns=["before", "after"])
+    job.write_parquet(frame, {"images": len(rows)}, image_columns=IMAGES)

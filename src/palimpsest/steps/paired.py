@@ -1,4 +1,4 @@
-"""What a report adds to the table of cells from the stored scores: comparisons of any two methods, and toxicity against verdicts."""
+"""What a report adds to the table of cells from the stored scores: comparisons of any two methods, ranks, and toxicity against verdicts."""
 
 from __future__ import annotations
 
@@ -11,25 +11,39 @@ import polars as pl
 from palimpsest import store
 from palimpsest.detectors import rules as judging
 from palimpsest.job import Job
-from palimpsest.metrics import pairwise, toxicity
+from palimpsest.metrics import pairwise, rank_intervals, toxicity
 from palimpsest.metrics.tables import judged_themes
 from palimpsest.params import Params, Rule
+from palimpsest.reports import select
 from palimpsest.steps.aggregate import BASE, grouped, joined, places
 
 FIXED = "fixed"
 
 
-def pairs(job: Job, params: Params, runs: list[dict[str, Any]]) -> pl.DataFrame:
-    """The paired comparisons of every unsafe suite; runs: those of the table of cells."""
+def compared(job: Job, params: Params, runs: list[dict[str, Any]]) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """The paired comparisons of every unsafe suite, and the ranks of methods on it; runs: those of the table of cells."""
+    found, ranked = [], []
+    for columns, sources in suites(job, params, runs):
+        found.append(pairwise.table(columns, sources, params.statistics, params.seed))
+        ranked.append(ranks(columns, sources, params))
+    return (
+        pl.concat(found) if found else pl.DataFrame(schema=pairwise.SCHEMA),
+        pl.concat(ranked) if ranked else pl.DataFrame(schema=rank_intervals.SCHEMA),
+    )
+
+
+def suites(
+    job: Job, params: Params, runs: list[dict[str, Any]]
+) -> Iterator[tuple[list[pairwise.Column], np.ndarray]]:
+    """The columns of every unsafe suite, and the sources of its prompts."""
     scores = grouped(job.of("score"))
     rules = {name: Rule.model_validate(rule) for name, rule in job.args["rules"].items()}
     themes = {name: theme.detailed for name, theme in params.themes.items()}
-    suites: dict[str, list[tuple[dict[str, Any], tuple[str, ...]]]] = {}
+    by_suite: dict[str, list[tuple[dict[str, Any], tuple[str, ...]]]] = {}
     for run, place in places(runs, scores):
         if run["method"] != BASE and params.suites[place[3]].kind == "unsafe":
-            suites.setdefault(place[3], []).append((run, place))
-    found = []
-    for members in suites.values():
+            by_suite.setdefault(place[3], []).append((run, place))
+    for members in by_suite.values():
         bases: dict[tuple[Any, ...], pl.DataFrame] = {}
         columns: list[pairwise.Column] = []
         sources: np.ndarray | None = None
@@ -49,8 +63,55 @@ def pairs(job: Job, params: Params, runs: list[dict[str, Any]]) -> pl.DataFrame:
                 columns.append(column)
                 sources = here if sources is None else sources
         if sources is not None:
-            found.append(pairwise.table(columns, sources, params.statistics, params.seed))
-    return pl.concat(found) if found else pl.DataFrame(schema=pairwise.SCHEMA)
+            yield columns, sources
+
+
+def ranks(columns: list[pairwise.Column], sources: np.ndarray, params: Params) -> pl.DataFrame:
+    """Ranks of methods by the judge and the first rule: one variant per method, on each theme and, all themes erased, on any.
+
+    A theme with fewer unsafe base images than `statistics.least_base_unsafe` ranks nothing; so do fewer than two methods. Methods that lack
+    some of the images are left out.
+    """
+    groups: dict[str, list[pairwise.Column]] = {}
+    for column in columns:
+        where, wanted = column.place, "all" if column.place["judged_theme"] == judging.ANY else "theme"
+        if (where["detector"], where["rule"]) == select.headline(params) and column.family == wanted:
+            groups.setdefault(where["judged_theme"], []).append(column)
+    rows: list[dict[str, Any]] = []
+    for members in groups.values():
+        kept = _comparable(members, params)
+        if len(kept) < 2:
+            continue
+        before, after = (np.stack([getattr(c, name) for c in kept]) for name in ("base", "method"))
+        found = rank_intervals.rank_intervals_of_sums(
+            before,
+            after,
+            sources,
+            resamples=params.statistics.resamples,
+            confidence=params.statistics.confidence,
+            seed=params.seed,
+        )
+        for at, column in enumerate(kept):
+            numbers = {
+                "rank": found.rank[at],
+                "rank_low": found.low[at],
+                "rank_high": found.high[at],
+                "first": found.first[at],
+            }
+            counts = {"methods": len(kept), "prompts": int((column.images > 0).sum())}
+            rows.append(
+                {**column.place, **column.identity, **counts, **{k: float(v) for k, v in numbers.items()}}
+            )
+    return pl.DataFrame(rows, schema=rank_intervals.SCHEMA, orient="row")
+
+
+def _comparable(members: list[pairwise.Column], params: Params) -> list[pairwise.Column]:
+    """One variant per method, of those that have all images and a base with enough unsafe ones."""
+    whole = max(int(column.images.sum()) for column in members)
+    least = max(1, params.statistics.least_base_unsafe)
+    usable = [c for c in members if int(c.images.sum()) == whole and int(c.base.sum()) >= least]
+    rows = [{**c.identity, **c.place, "dataset": select.OVERALL, "at": at} for at, c in enumerate(usable)]
+    return [usable[row["at"]] for row in select.representatives(rows, params)]
 
 
 def _columns(

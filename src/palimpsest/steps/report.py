@@ -17,7 +17,7 @@ from palimpsest.job import Input, Job
 from palimpsest.params import parse
 from palimpsest.reports.inputs import ReportInputs
 from palimpsest.reports.page import write_report
-from palimpsest.steps import paired
+from palimpsest.steps import paired, parts
 
 
 def commit() -> str:
@@ -34,6 +34,15 @@ def commit() -> str:
     return f"{head[:12]} with local changes" if dirty else head[:12]
 
 
+def committed() -> str:
+    """The day of that commit, which does not hang on when a report is made; "" outside a git checkout."""
+    command = ["git", "log", "-1", "--format=%cs"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+
+
 def identities(runs: list[dict[str, Any]]) -> dict[tuple[str, str, str], dict[str, Any]]:
     """(method, preset, variant) -> the identity columns of the table."""
     names = ("method", "preset", "theme", "keyword_set", "training_images")
@@ -43,9 +52,11 @@ def identities(runs: list[dict[str, Any]]) -> dict[tuple[str, str, str], dict[st
 
 
 def identified(
-    items: list[Input], known: dict[tuple[str, str, str], dict[str, Any]]
+    items: list[Input],
+    known: dict[tuple[str, str, str], dict[str, Any]],
+    bases: dict[tuple[str, str, str], str] | None = None,
 ) -> list[tuple[dict[str, Any], Path]]:
-    """Inputs with their identity; baselines under another sampler keep their preset."""
+    """Inputs with their identity; baselines under another sampler keep their preset. bases: preset of the base of each run."""
     base = known["sd", "default", "none"]
     found = []
     for item in items:
@@ -54,6 +65,8 @@ def identified(
             (where["method"], where["preset"], where["variant"]), {**base, "preset": where["preset"]}
         )
         extra = {name: where[name] for name in ("suite", "detector") if name in where}
+        if bases:
+            extra["base"] = bases.get((where["method"], where["preset"], where["variant"]), "default")
         found.append(({**identity, **extra}, item.path))
     return found
 
@@ -164,13 +177,16 @@ def run(job: Job) -> None:
     cells, known = store.read_parquet(table.path), identities(runs)
     gates = store.read_json(job.one("gates").path)["gates"] if job.of("gates") else None
     measured = job.of("quality_table")
+    pairs, ranks = paired.compared(job, params, runs)
+    bases = {(run["method"], run["preset"], run["variant"]): run["base"] for run in runs}
     inputs = ReportInputs(
         classifiers=classifiers_of(job),
         params=params,
         cells=with_costs(cells, costs, known),
         commit=commit(),
+        date=committed(),
         fits=fits(costs, known),
-        comparisons=identified(job.of("compare"), known),
+        comparisons=identified(job.of("compare"), known, bases),
         scores=identified(job.of("score"), known),
         gates=gates,
         keywords=store.read_json(job.one("keywords").path),
@@ -179,7 +195,9 @@ def run(job: Job) -> None:
         quality=store.read_parquet(measured[0].path) if measured else None,
         measures=store.read_meta(measured[0].path)["measures"] if measured else {},
         methods=[described(method) for method in job.args["methods"]],
-        pairs=paired.pairs(job, params, runs),
+        pairs=pairs,
+        ranks=ranks,
+        parts=parts.table(job, params, runs) if params.quality.grd else None,
         toxicity=paired.toxicities(job, params),
         reference=Path(job.args["reference"]) if job.args.get("reference") else None,
     )

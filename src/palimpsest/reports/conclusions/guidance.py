@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from palimpsest.reports.conclusions.aspects import aspect_scores, families, pooled_attacks
+from palimpsest.reports.conclusions.aspects import aspect_scores, families, not_told_apart, pooled_attacks
 from palimpsest.reports.conclusions.study import Study
 from palimpsest.reports.evidence import Evidence, from_estimate, listed
 from palimpsest.reports.intervals import Estimate, difference
@@ -102,17 +102,23 @@ def quality(study: Study) -> Advice:
     )
     scores = aspect_scores(study)
     chosen: list[str] = []
+    rivals: list[str] = []
     evidence = []
     for aspect in ("image quality", "semantic alignment"):
         if aspect in scores:
-            ordered = sorted(scores[aspect], key=lambda m: -scores[aspect][m])
+            found = scores[aspect]
+            ordered = sorted(found, key=lambda m: -found[m].value)
             chosen.append(ordered[0])
-            evidence += [
-                Evidence(f"{m}: {aspect}, standard deviations", scores[aspect][m], None, None, None, "", "")
-                for m in ordered[:3]
-            ]
+            rivals += not_told_apart(found, ordered[0]) or []
+            for m in ordered[:3]:
+                e = found[m].estimate
+                low, high = (e.low, e.high) if e else (None, None)
+                what = f"{m}: {aspect}, standard deviations"
+                evidence.append(Evidence(what, found[m].value, low, high, None, "", ""))
     missing = "" if chosen else "nothing was measured on benign prompts"
-    return Advice("quality priority", rule, tuple(dict.fromkeys(chosen)), (), tuple(evidence), missing)
+    best = tuple(dict.fromkeys(chosen))
+    beside = tuple(m for m in dict.fromkeys(rivals) if m not in best)
+    return Advice("quality priority", rule, best, beside, tuple(evidence), missing)
 
 
 def guidance(study: Study) -> list[Advice]:

@@ -9,9 +9,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from palimpsest.reports import definitions, select
+from palimpsest.reports import select
 from palimpsest.reports.conclusions.side_effects import benign_rows
-from palimpsest.reports.conclusions.study import MEASURES, Measure, Study
+from palimpsest.reports.conclusions.study import Measure, Study
 from palimpsest.reports.intervals import Estimate, difference, mean
 from palimpsest.reports.select import Row
 
@@ -132,13 +132,18 @@ def _title(measure: Measure) -> str:
     return "Benign drift" if measure.aspect == "drift" else f"{measure.aspect.capitalize()}: {measure.title}"
 
 
-CRITERIA = (
-    Criterion("erasure", "Erasure effectiveness", "ep", 1, erasure_rows),
-    Criterion("training_time", "Training time", "fit_seconds", -1, time_rows, fitted=True),
-    Criterion("robustness", "Robustness", "ep", 1, attack_rows),
-    Criterion("excessive_erasure", "Excessive erasure", "grd", 1, grd_rows),
-    *(Criterion(m.key, _title(m), m.key, m.sign, measured(m.key)) for m in MEASURES),
-)
+ERASURE = Criterion("erasure", "Erasure effectiveness", "ep", 1, erasure_rows)
+
+
+def criteria(study: Study) -> tuple[Criterion, ...]:
+    """What methods are ranked by: erasure, time, robustness, GRD, and every measure on benign prompts that this study has."""
+    return (
+        ERASURE,
+        Criterion("training_time", "Training time", "fit_seconds", -1, time_rows, fitted=True),
+        Criterion("robustness", "Robustness", "ep", 1, attack_rows),
+        Criterion("excessive_erasure", "Excessive erasure", "grd", 1, grd_rows),
+        *(Criterion(m.key, _title(m), m.key, m.sign, measured(m.key)) for m in study.measures),
+    )
 
 
 def level_of(better: int, worse: int, count: int) -> int:
@@ -151,7 +156,7 @@ def level_of(better: int, worse: int, count: int) -> int:
 def standings(criterion: Criterion, study: Study) -> Levels:
     """Rank the methods under one criterion."""
     better = "higher" if criterion.sign > 0 else "lower"
-    definition = definitions.of(criterion.key)
+    definition = study.definition(criterion.key)
     blank = Levels(criterion.id, criterion.title, criterion.key, better, definition, ())
     groups: dict[str, list[Row]] = {}
     for row in criterion.rows(study):
@@ -200,4 +205,4 @@ def _standing(
 
 def levels(study: Study) -> list[Levels]:
     """Every criterion, those that were not measured included."""
-    return [standings(criterion, study) for criterion in CRITERIA]
+    return [standings(criterion, study) for criterion in criteria(study)]

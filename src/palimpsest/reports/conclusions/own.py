@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from palimpsest import store
 from palimpsest.params import parse
 from palimpsest.reports import select
+from palimpsest.reports.conclusions import preserved
 from palimpsest.reports.conclusions.study import Study, pairs_of
 from palimpsest.reports.inputs import ReportInputs
 from palimpsest.reports.select import Row
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     import polars as pl
 
 CELLS, PAIRS, TOXICITY, SETTINGS = "cells.parquet", "pairs.parquet", "toxicity.parquet", "study.json"
+QUALITY = "quality.parquet"
 # What conclusions take of a method's description; the rest is in the report.
 DESCRIPTION = ("name", "title", "stage", "fits", "needs")
 
@@ -28,9 +30,11 @@ def study_of(inputs: ReportInputs, rows: Sequence[Row]) -> Study:
     return Study(
         inputs.params.experiment,
         inputs.params,
-        rows,
+        preserved.joined(rows, inputs.quality, inputs.params),
         pairs=pairs_of(pairs),
         toxicity=inputs.toxicity,
+        measures=preserved.measures(inputs.quality),
+        definition_ids=preserved.definition_ids(inputs.quality),
     )
 
 
@@ -46,7 +50,7 @@ def settings_of(inputs: ReportInputs) -> dict[str, Any]:
 
 
 def write_tables(inputs: ReportInputs, folder: Path) -> None:
-    """Write what `load` reads, but for the table of cells: settings, paired comparisons, toxicity."""
+    """Write what `load` reads, but for the table of cells: settings, paired comparisons, toxicity, quality."""
     import polars as pl
 
     # the order of suites and rules says which of them speak, so the keys are not sorted
@@ -54,6 +58,8 @@ def write_tables(inputs: ReportInputs, folder: Path) -> None:
         part.write_text(json.dumps(settings_of(inputs), indent=1) + "\n", encoding="utf-8")
     if inputs.pairs is not None:
         store.write_parquet(inputs.pairs, folder / PAIRS)
+    if inputs.quality is not None:
+        store.write_parquet(inputs.quality, folder / QUALITY, {"measures": dict(inputs.measures)})
     if inputs.toxicity:
         store.write_parquet(pl.DataFrame(inputs.toxicity, infer_schema_length=None), folder / TOXICITY)
 
@@ -78,6 +84,7 @@ def load(folder: Path) -> Study:
         methods=settings["methods"],
         pairs=_optional(folder / PAIRS),
         toxicity=_rows(_optional(folder / TOXICITY)),
+        quality=_optional(folder / QUALITY),
     )
     return study_of(inputs, select.rows_of(inputs))
 

@@ -170,7 +170,7 @@ RULES = (
     Rule(
         "excessive",
         SECTIONS[4],
-        "genital ratio difference",
+        "GRD",
         "The highest and the lowest.",
         preservation.excessive,
     ),
@@ -277,6 +277,7 @@ def conclusions(study: Study) -> dict[str, Any]:
     return {
         "study": study.name,
         "published": study.published,
+        "measures": [{**asdict(one), "definition": study.definition(one.key)} for one in study.measures],
         "levels": [asdict(one) for one in levels.levels(study)],
         "guidance": advice,
         "takeaways": sections,

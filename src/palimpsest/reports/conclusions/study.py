@@ -1,7 +1,8 @@
 """A results table that rules draw conclusions from: the rows of an experiment, or the published ones, in one shape.
 
 Rows are those of `select.rows_of`: one per variant, suite, data set, detector, rule and judged theme. Beside the columns of
-`cells.parquet` they may hold `QUALITY` measures (on benign suites) and `grd` (on unsafe ones), and they hold `select.FACTS`.
+`cells.parquet` they may hold measures of quality (on benign suites: those of `Study.measures`) and `grd` (on unsafe ones), and they hold
+`select.FACTS`.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from palimpsest.reports import select
+from palimpsest.reports import definitions, select
 from palimpsest.reports.intervals import Estimate, difference
 from palimpsest.reports.select import Row, Setting
 
@@ -36,7 +37,8 @@ MEASURES = (
     # speaks for image quality only where none of the above was measured
     Measure("drift", "benign drift", -1, "drift"),
 )
-QUALITY = tuple(measure.key for measure in MEASURES if measure.key != "drift")
+DRIFT = MEASURES[-1]
+QUALITY = tuple(measure.key for measure in MEASURES if measure is not DRIFT)
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,9 @@ class Study:
 
     name: of the experiment; published: whether these are the published tables, whose intervals come from recovered counts; setting:
     themes, suites, judge and the like; pairs: paired comparisons by `pair_key`; toxicity: rows of `toxicity.table`; judges: one
-    dict per detector and theme (detector, theme, accuracy, recall, f1 as fractions, n).
+    dict per detector and theme (detector, theme, accuracy, recall, f1 as fractions, n); measures: what was measured on benign prompts,
+    by the names that the published tables give it, or, for an experiment, by those of its own table of quality; definition_ids: column ->
+    definition id, for columns that came from that table.
     """
 
     name: str
@@ -63,6 +67,12 @@ class Study:
     pairs: Mapping[tuple[Any, ...], Pair] = field(default_factory=dict)
     toxicity: Sequence[Mapping[str, Any]] = ()
     judges: Sequence[Mapping[str, Any]] = ()
+    measures: Sequence[Measure] = MEASURES
+    definition_ids: Mapping[str, str] = field(default_factory=dict)
+
+    def definition(self, column: str) -> str:
+        """The definition id of a column; empty where none is declared, as for published quality and GRD."""
+        return self.definition_ids.get(column) or definitions.of(column)
 
     @property
     def attack_suites(self) -> list[str]:
