@@ -38,7 +38,9 @@ def hub(tmp_path, monkeypatch):
     )  # the library reads its environment once
     monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", CHUNK)
     monkeypatch.setattr("huggingface_hub.file_download.time.sleep", lambda seconds: None)
-    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     with running(Hub(REPO, files, large=(LARGE,))) as found:
         monkeypatch.setenv("HF_ENDPOINT", found.address)
         yield found
