@@ -84,7 +84,9 @@ def test_a_comparison_by_way_of_the_stored_images_is_that_of_the_generations(
     scores = pl.DataFrame({"image_id": IDS, "label": ["theme/uncased"] * 3, "score": [0.9, 0.8, 0.1]})
     store.write_parquet(scores, tmp_path / "scores.parquet")
     inputs = {"generate": ours, "reference": reference, "score": tmp_path / "scores.parquet"}
-    compared = store.read_parquet(make(tmp_path, "compare", inputs, themes=["uncased"], pairs=3, thumbnails=2))
+    compared = store.read_parquet(
+        make(tmp_path, "compare", inputs, themes=["uncased"], pairs=3, thumbnails=2)
+    )
     for row, after, before in zip(compared.iter_rows(named=True), mine, theirs, strict=True):
         if after is None:
             assert row["rmse"] is None and row["ssim"] is None and row["after"] is None
