@@ -19,6 +19,7 @@ from palimpsest.sampling.frames import fitted
 from palimpsest.sampling.memory import Fitting, Halving, peak_memory_mb
 from palimpsest.sampling.noise import initial_noise
 from palimpsest.sampling.pipeline import Conditioning, Hook, Pipeline, Step
+from palimpsest.sampling.projections import projected_once
 
 if TYPE_CHECKING:
     import numpy as np
@@ -178,7 +179,8 @@ def _make(
     conditioning = Conditioning(tuple(prompts), branches, noise * scheduler.init_noise_sigma)
     for hook in pipeline.hooks:
         conditioning = hook.embed(pipeline, conditioning)
-    latents, stopped = denoise(pipeline, conditioning, scheduler, sampler.guidance)
+    with projected_once(pipeline.unet, pipeline.hooks):
+        latents, stopped = denoise(pipeline, conditioning, scheduler, sampler.guidance)
     if len(stopped) == len(prompts):
         return torch.empty(len(prompts), 0).numpy(), stopped, {}, {}
     images = scaled(decode(pipeline, latents), resolution)
