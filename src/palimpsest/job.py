@@ -152,6 +152,7 @@ DRIVER = frozenset(
         "palimpsest.environment",
         "palimpsest.seal",
         "palimpsest.store",
+        "palimpsest.devices",
         "palimpsest.forkserver",
     }
 )
