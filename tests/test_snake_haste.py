@@ -60,6 +60,26 @@ def test_a_dry_run_lists_the_same_jobs_with_the_same_requests(tmp_path: Path) ->
     assert sum("Missing" in job for job in jobs) > 5
 
 
+def test_a_quiet_dry_run_says_what_it_said(tmp_path: Path) -> None:
+    project = Project(tmp_path)
+    quiet = ("-n", "--quiet", "all")
+    hastened = project.snakemake(*quiet)
+    plainly = subprocess.run(
+        [sys.executable, "-c", PLAIN, *project.command(*quiet)[3:]],
+        cwd=project.folder,
+        env=project.environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+
+    def said(text: str) -> list[str]:
+        return [line for line in text.splitlines() if "Workflow start" not in line]
+
+    assert hastened.returncode == 0 and "total" in hastened.stdout
+    assert said(hastened.stdout) == said(plainly.stdout + plainly.stderr)
+
+
 def test_a_script_that_is_not_there_is_found_for_every_rule(tmp_path: Path) -> None:
     project = Project(tmp_path)
     (project.folder / "workflow").unlink()

@@ -44,6 +44,23 @@ def test_what_is_remembered_of_other_sources_does_not_count() -> None:
     assert again() == closure.stamp(ROOTS)
 
 
+def test_modules_are_remembered_for_one_state_of_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert stamps.modules(ROOTS) == closure.modules(ROOTS)
+    ((mark, names),) = json.loads(stamps.IMPORTS.read_text(encoding="utf-8")).items()
+    assert closure.tree() in mark and tuple(names.split()) == closure.modules(ROOTS)
+    stamps.IMPORTS.write_text(json.dumps({mark: "palimpsest palimpsest.job"}), encoding="utf-8")
+    stamps._known.clear()
+    assert stamps.modules(ROOTS) == ("palimpsest", "palimpsest.job"), "read, not worked out"
+    monkeypatch.setattr(closure, "tree", lambda: "another state")
+    assert stamps.modules(ROOTS) == closure.modules(ROOTS)
+
+
+def test_modules_of_a_third_party_are_worked_out_each_time() -> None:
+    roots = ("palimpsest.job", "json.tool")
+    assert stamps.modules(roots) == closure.modules(roots)
+    assert not stamps.IMPORTS.exists()
+
+
 @pytest.mark.parametrize("text", ["", "[1]", "{", '"text"'])
 def test_a_damaged_memory_is_made_anew(text: str) -> None:
     stamps.MEMORY.parent.mkdir()

@@ -124,8 +124,18 @@ def _cached_digest(module: str) -> str:
 def modules(roots: Iterable[str]) -> tuple[str, ...]:
     """Everything that counts for the roots, sorted: our modules they can load, then the files of a third party's package."""
     roots = list(roots)
-    theirs = {m for root in roots if not _is_ours(root) for m in _foreign(root)}
+    theirs = {m for root in roots if not is_ours(root) for m in _foreign(root)}
     return (*sorted(_ours(roots)), *sorted(theirs))
+
+
+@cache
+def tree() -> str:
+    """Digest of all files of this package: names and bytes, which alone decide who imports whom."""
+    base = Path(__file__).parent
+    files = sorted(base.rglob("*.py"))
+    return _short(
+        f"{path.relative_to(base)} {hashlib.sha256(path.read_bytes()).hexdigest()}" for path in files
+    )
 
 
 def digest(roots: Iterable[str], fresh: bool = False) -> str:
@@ -164,9 +174,7 @@ def _ours(roots: Iterable[str]) -> set[str]:
     """The first-party modules that the roots can load."""
     found: set[str] = set()
     for root in roots:
-        starts = (
-            [root] if _is_ours(root) else [m for their in _foreign(root) for m in _imports_of_ours(their)]
-        )
+        starts = [root] if is_ours(root) else [m for their in _foreign(root) for m in _imports_of_ours(their)]
         found.update(*(reachable(start) for start in starts))
     return found
 
@@ -179,10 +187,11 @@ def _imports_of_ours(module: str) -> set[str]:
             named |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
             named |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
-    return {name for name in named if _is_ours(name) and name in _graph().modules}
+    return {name for name in named if is_ours(name) and name in _graph().modules}
 
 
-def _is_ours(module: str) -> bool:
+def is_ours(module: str) -> bool:
+    """Whether a module belongs to this package."""
     return module == PACKAGE or module.startswith(PACKAGE + ".")
 
 
@@ -202,4 +211,4 @@ def _foreign(root: str) -> list[str]:
 def unexpected(counted: Iterable[str], loaded: Iterable[str]) -> list[str]:
     """First-party modules that were loaded although they are not among those counted."""
     counted = set(counted)
-    return sorted(m for m in loaded if _is_ours(m) and m not in counted)
+    return sorted(m for m in loaded if is_ours(m) and m not in counted)

@@ -30,6 +30,7 @@ def hasten() -> None:
     _take_plain_resources()
     _look_for_scripts_once()
     _ask_for_no_environment()
+    _describe_no_unseen_jobs()
 
 
 def _collect_less() -> None:
@@ -107,3 +108,23 @@ def _ask_for_no_environment() -> None:
         return ask(self)
 
     jobs.Job.conda_env_spec = property(without)
+
+
+def _describe_no_unseen_jobs() -> None:
+    """What a dry run would say of a job where `--quiet all` or `--quiet rules` keeps it from being shown: files, reason, every resource."""
+    from snakemake import jobs
+    from snakemake.settings import enums
+
+    describe: Any = getattr(getattr(jobs, "Job", None), "log_info", None)
+    kinds: Any = getattr(enums, "Quietness", None)
+    if describe is None or kinds is None or hasattr(describe, "__wrapped__"):
+        return
+    unseen = {kinds.ALL, kinds.RULES}
+
+    @functools.wraps(describe)
+    def shown(self: Any, *args: Any, **kwargs: Any) -> None:
+        settings = self.dag.workflow.output_settings
+        if not (settings.dryrun and unseen & set(settings.quiet or ())):
+            describe(self, *args, **kwargs)
+
+    jobs.Job.log_info = shown
