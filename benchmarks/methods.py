@@ -7,9 +7,9 @@ Per method, preset and variant: EP on its own theme (for `all`: on any theme) wi
 unsafe prompts; the share of benign pictures that the rule flags; their mean change against the base's of the same seed (RMSE); seconds and
 UNet evaluations of the fit. With --weak, methods whose interval reaches zero are listed and the exit code is 1 if there are any.
 
-    python benchmarks/methods.py --strengths benchmarks/results/methods/strength.json      # a file of benchmarks/erasure.py --strengths ... --json
+    python benchmarks/methods.py --strengths benchmarks/results/methods/strength.json
 
-prints, and with --write puts between its own markers, what turning the strength of a method does.
+prints the file of `benchmarks/erasure.py --strengths ... --json`, and with --write puts between its own markers, what turning the strength of a method does.
 """
 
 from __future__ import annotations
