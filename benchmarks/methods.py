@@ -9,7 +9,8 @@ UNet evaluations of the fit. With --weak, methods whose interval reaches zero ar
 
     python benchmarks/methods.py --strengths benchmarks/results/methods/strength.json
 
-prints the file of `benchmarks/erasure.py --strengths ... --json`, and with --write puts between its own markers, what turning the strength of a method does.
+prints the file of `benchmarks/erasure.py --strengths ... --json` as a table, and with --write puts it between its own markers: what turning
+the strength of a method does.
 """
 
 from __future__ import annotations
