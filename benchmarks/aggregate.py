@@ -25,7 +25,7 @@ import polars as pl
 
 from palimpsest import closure, params, store
 from palimpsest.cells import Cell
-from palimpsest.plan import Plan, build
+from palimpsest.plan.build import Plan, build
 from palimpsest.steps.compare import IMAGES
 from palimpsest.steps.reference import IMAGE
 

@@ -37,11 +37,12 @@ PROMPTS = {"i2p": 8015, "coco": 10_000}
 NEW = "measured_here"
 BUILD = """
 import json, sys, time
-from palimpsest import params, plan
+from palimpsest import params
+from palimpsest.plan.build import build
 began = time.process_time()
 settings = params.load("params.yaml", *sys.argv[1:])
 loaded, clock = time.process_time(), time.perf_counter()
-made = plan.build(settings, ".")
+made = build(settings, ".")
 built, wall = time.process_time(), time.perf_counter() - clock
 print(json.dumps({"load": loaded - began, "build": built - loaded, "wall": wall, "paths": list(made.cells),
                   "files": [path for cell in made.cells.values() for path in cell.files.values()]}))

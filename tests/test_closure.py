@@ -33,7 +33,12 @@ def test_the_closure_of_a_method_holds_its_helpers_and_no_other_method():
     found = closure.reachable("palimpsest.methods.uce")
     assert {"palimpsest", "palimpsest.methods", "palimpsest.methods.contract"} <= found
     assert (
-        not {"palimpsest.methods.esd", "palimpsest.methods.registry", "palimpsest.plan", "palimpsest.snake"}
+        not {
+            "palimpsest.methods.esd",
+            "palimpsest.methods.registry",
+            "palimpsest.plan.build",
+            "palimpsest.snake",
+        }
         & found
     )
 
@@ -44,8 +49,8 @@ def test_names_used_for_types_only_are_not_in_the_closure():
 
 def test_modules_loaded_behind_the_graphs_back_are_named():
     assert closure.unexpected(
-        closure.modules(["palimpsest.store"]), ["palimpsest.store", "palimpsest.plan", "numpy"]
-    ) == ["palimpsest.plan"]
+        closure.modules(["palimpsest.store"]), ["palimpsest.store", "palimpsest.plan.build", "numpy"]
+    ) == ["palimpsest.plan.build"]
 
 
 def test_an_unknown_root_is_an_error():
@@ -65,5 +70,5 @@ def test_a_third_partys_imports_of_ours_are_reachable(tmp_path, monkeypatch):
     (tmp_path / "borrower.py").write_text("from palimpsest.methods import uce\n")
     monkeypatch.syspath_prepend(tmp_path)
     assert closure.unexpected(
-        closure.modules(["borrower"]), ["palimpsest.methods.uce", "palimpsest.plan"]
-    ) == ["palimpsest.plan"]
+        closure.modules(["borrower"]), ["palimpsest.methods.uce", "palimpsest.plan.build"]
+    ) == ["palimpsest.plan.build"]

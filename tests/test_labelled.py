@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from palimpsest import params, plan
+from palimpsest import params
 from palimpsest.labelled import LABELS, label_files
+from palimpsest.plan.build import Plan, build
 from tests.cli.conftest import ROOT
 
 
@@ -45,19 +46,19 @@ def project(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def changed(before: plan.Plan, after: plan.Plan) -> Counter[str]:
+def changed(before: Plan, after: Plan) -> Counter[str]:
     return Counter(cell.step for path, cell in after.cells.items() if path not in before.cells)
 
 
 def test_labels_enter_the_table_of_classifiers_and_nothing_else(project: Path) -> None:
     settings = params.load(ROOT / "params.yaml", ROOT / "experiments/tiny.yaml")
-    none = plan.build(settings, project)
+    none = build(settings, project)
     folder = project / LABELS / "tiny"
     folder.mkdir(parents=True)
     (folder / "votes.parquet").write_bytes(b"one")
-    one = plan.build(settings, project)
+    one = build(settings, project)
     (folder / "more.parquet").write_bytes(b"two")
-    two = plan.build(settings, project)
+    two = build(settings, project)
     assert changed(none, one) == changed(one, two) == {"classifiers": 1, "report": 1}
     [table] = [cell for cell in two.cells.values() if cell.step == "classifiers"]
     assert set(table.raw) == {"data/labels/tiny/more.parquet", "data/labels/tiny/votes.parquet"}
@@ -66,7 +67,7 @@ def test_labels_enter_the_table_of_classifiers_and_nothing_else(project: Path) -
 
 def test_without_labels_of_people_no_score_is_read(project: Path) -> None:
     settings = params.load(ROOT / "params.yaml", ROOT / "experiments/tiny.yaml")
-    [table] = [cell for cell in plan.build(settings, project).cells.values() if cell.step == "classifiers"]
+    [table] = [cell for cell in build(settings, project).cells.values() if cell.step == "classifiers"]
     # the detector of parts is read by no rule, so nothing it says could be right or wrong
     assert "parts" in settings.detectors
     assert [(cell.step, cell.place) for cell in table.inputs] == [("renders", "vqa")]
@@ -74,4 +75,4 @@ def test_without_labels_of_people_no_score_is_read(project: Path) -> None:
 
 def test_where_nothing_is_labelled_there_is_no_table(project: Path) -> None:
     paper = params.load(ROOT / "params.yaml", ROOT / "experiments/paper.yaml")
-    assert not {"renders", "classifiers"} & {cell.step for cell in plan.build(paper, project).cells.values()}
+    assert not {"renders", "classifiers"} & {cell.step for cell in build(paper, project).cells.values()}

@@ -14,10 +14,12 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from palimpsest import fingerprint, params, plan
+from palimpsest import fingerprint, params
 from palimpsest.methods import registry
+from palimpsest.plan.build import Plan, build
 from palimpsest.reports import select, tables
 from palimpsest.reports.inputs import ReportInputs
+from palimpsest.runs import Run
 from palimpsest.steps import aggregate
 
 ROOT = Path(__file__).parents[1]
@@ -32,17 +34,17 @@ def settings(**overlay):
     return params.parse(params.merge(default, overlay))
 
 
-def built(**overlay) -> plan.Plan:
-    return plan.build(settings(**overlay), ROOT)
+def built(**overlay) -> Plan:
+    return build(settings(**overlay), ROOT)
 
 
-def moved(before: plan.Plan, after: plan.Plan) -> Counter:
+def moved(before: Plan, after: Plan) -> Counter:
     """Steps of the cells whose path is new."""
     return Counter(cell.step for path, cell in after.cells.items() if path not in before.cells)
 
 
 @pytest.fixture(scope="module")
-def base() -> plan.Plan:
+def base() -> Plan:
     return built()
 
 
@@ -107,7 +109,7 @@ def test_a_preset_with_another_sampler_brings_its_own_baseline():
     made = built(methods={"sd": ["default"], "sd_np": []})
     assert {c.where["preset"] for c in made.cells.values() if c.where.get("method") == "sd"} == {"default"}
     run = made.runs[-1]
-    made.runs[-1] = plan.Run(
+    made.runs[-1] = Run(
         **{**run.__dict__, "sampler": run.sampler.model_copy(update={"name": "pndm", "steps": 20})}
     )
     made.cells.clear()
@@ -118,7 +120,7 @@ def test_a_preset_with_another_sampler_brings_its_own_baseline():
 
 def test_the_papers_experiment_has_the_papers_cells_and_no_others():
     """Tables 3, 4, 12, 15 to 19: what was run on what."""
-    paper = plan.build(params.load(ROOT / "params.yaml", ROOT / "experiments/paper.yaml"), ROOT)
+    paper = build(params.load(ROOT / "params.yaml", ROOT / "experiments/paper.yaml"), ROOT)
     texts = {"sd_np/default", "sld/medium", "sld/strong", "sld/max", "esd/u_compvis", "esd/x_compvis"}
     texts |= {"spm/paper", "uce/compvis2023", "au/official"}
     images = {"ac/benchmark", "selfd/official", "salun/paper", "mace/t14_object"}
@@ -149,7 +151,7 @@ def test_the_papers_experiment_has_the_papers_cells_and_no_others():
 
 
 def test_every_method_of_the_xl_experiment_is_defined_for_it():
-    made = plan.build(params.load(ROOT / "params.yaml", ROOT / "experiments/sdxl.yaml"), ROOT)
+    made = build(params.load(ROOT / "params.yaml", ROOT / "experiments/sdxl.yaml"), ROOT)
     assert not made.tables.aggregate.args.get("skipped")
     assert {c.where["method"] for c in made.cells.values() if c.step == "generate"} == set(
         made.params.methods
@@ -157,12 +159,12 @@ def test_every_method_of_the_xl_experiment_is_defined_for_it():
 
 
 def test_published_tables_are_read_by_the_experiment_that_repeats_them_alone(base):
-    paper = plan.build(params.load(ROOT / "params.yaml", ROOT / "experiments/paper.yaml"), ROOT)
+    paper = build(params.load(ROOT / "params.yaml", ROOT / "experiments/paper.yaml"), ROOT)
     assert paper.final.args["reference"] == "data/reference"
     assert {"data/reference/study.json", "data/reference/paper_counts.csv"} <= set(paper.final.raw)
     for built in (
         base,
-        plan.Plan(paper.params.model_copy(update={"judge": "vqa", "rules": base.params.rules}), ROOT),
+        Plan(paper.params.model_copy(update={"judge": "vqa", "rules": base.params.rules}), ROOT),
     ):
         assert "reference" not in built.final.args
         assert not [path for path in built.final.raw if path.startswith("data/reference")]
@@ -174,8 +176,8 @@ def test_the_report_reads_the_prompts_whose_toxicity_it_shows(base):
 
 def test_building_a_plan_does_not_load_torch():
     code = (
-        "import sys; from palimpsest import params, plan;"
-        f"plan.build(params.load({str(ROOT / 'params.yaml')!r}), {str(ROOT)!r});"
+        "import sys; from palimpsest import params; from palimpsest.plan.build import build;"
+        f"build(params.load({str(ROOT / 'params.yaml')!r}), {str(ROOT)!r});"
         "sys.exit('torch' in sys.modules or 'diffusers' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
@@ -220,7 +222,7 @@ def test_a_job_is_described_in_plain_types(base):
         assert plain(cell.spec()), cell.name
 
 
-def variants(made: plan.Plan, method: str) -> list[str]:
+def variants(made: Plan, method: str) -> list[str]:
     return sorted(row["variant"] for row in made.tables.gathered[1]["runs"] if row["method"] == method)
 
 
@@ -285,7 +287,7 @@ def test_several_settings_files_share_a_module_and_keep_their_own_title(tmp_path
     folder = own_methods(tmp_path, one=ELSEWHERE.format("One"), two=ELSEWHERE.format("Two"))
     for name in ("One", "Two"):
         given(folder, name)
-    made = plan.build(settings(methods={"sd": [], "one": [], "two": []}), folder)
+    made = build(settings(methods={"sd": [], "one": [], "two": []}), folder)
     places = {c.where["method"]: c.where["variant"] for c in made.cells.values() if c.step == "generate"}
     assert places == {"sd": "none", "one": "all.fixed", "two": "all.fixed"}
     described = {m["name"]: m for m in made.final.args["methods"]}
@@ -298,9 +300,9 @@ def test_an_image_made_elsewhere_is_part_of_the_key_of_its_own_cells(tmp_path):
     for name in ("One", "Two"):
         given(folder, name)
     chosen = settings(methods={"sd": [], "one": [], "two": []})
-    before = plan.build(chosen, folder)
+    before = build(chosen, folder)
     (folder / "given/One/a.png").write_bytes(b"b")
-    after = plan.build(chosen, folder)
+    after = build(chosen, folder)
     changed = [cell for path, cell in after.cells.items() if path not in before.cells]
     assert {cell.where["method"] for cell in changed if "method" in cell.where} == {"one"}
 

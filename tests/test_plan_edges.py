@@ -6,21 +6,23 @@ from pathlib import Path
 
 import pytest
 
-from palimpsest import memory, params, plan
+from palimpsest import memory, params
+from palimpsest.cells import Cell
 from palimpsest.declarations import declares, plugins
+from palimpsest.plan.build import Plan, build
 from palimpsest.segmenters import registry
 
 ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture
-def built(tmp_path: Path) -> plan.Plan:
+def built(tmp_path: Path) -> Plan:
     for name in ("methods", "models", "data"):
         (tmp_path / name).symlink_to(ROOT / name)
-    return plan.build(params.load(ROOT / "params.yaml"), tmp_path)
+    return build(params.load(ROOT / "params.yaml"), tmp_path)
 
 
-def reached(made: plan.Plan, start: plan.Cell) -> set[str]:
+def reached(made: Plan, start: Cell) -> set[str]:
     """Everything that is made for a cell when only what is asked for is named."""
     found: set[str] = set()
     stack = [start]
@@ -32,7 +34,7 @@ def reached(made: plan.Plan, start: plan.Cell) -> set[str]:
     return found
 
 
-def test_naming_each_edge_once_leaves_nothing_out(built: plan.Plan) -> None:
+def test_naming_each_edge_once_leaves_nothing_out(built: Plan) -> None:
     report = built.final
     named = built.asked_for(report)
     assert built.tables.aggregate in named and len(named) < 20 < len(report.inputs)
@@ -40,16 +42,16 @@ def test_naming_each_edge_once_leaves_nothing_out(built: plan.Plan) -> None:
 
 
 def test_when_the_table_is_there_the_report_names_the_scores_that_it_reads(
-    tmp_path: Path, built: plan.Plan, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, built: Plan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     there = {built.tables.aggregate.path}
-    monkeypatch.setattr(plan.Cell, "made", lambda self, root: self.path in there)
+    monkeypatch.setattr(Cell, "made", lambda self, root: self.path in there)
     named = {cell.path for cell in built.asked_for(built.final)}
     scores = {cell.path for cell in built.final.inputs if cell.step == "compare"}
     assert scores and scores <= named
 
 
-def test_a_detector_that_only_counts_parts_looks_at_no_benign_pictures(built: plan.Plan) -> None:
+def test_a_detector_that_only_counts_parts_looks_at_no_benign_pictures(built: Plan) -> None:
     kinds = {name: suite.kind for name, suite in built.params.suites.items()}
     scores = [cell for cell in built.cells.values() if cell.step == "score"]
     looked = {
@@ -64,7 +66,7 @@ def test_a_detector_that_a_rule_reads_looks_at_everything(tmp_path: Path) -> Non
     default = params.read_yaml(ROOT / "params.yaml")
     name = default["quality"]["grd"]["uncased"]["detector"]
     default["quality"]["grd"]["uncased"]["detector"] = next(d for d in default["detectors"] if d != name)
-    made = plan.build(params.parse(default), ROOT)
+    made = build(params.parse(default), ROOT)
     suites = {c.where["suite"] for c in made.cells.values() if c.where.get("detector") == name}
     assert suites == set(default["suites"]), "nothing says that it counts parts alone"
 

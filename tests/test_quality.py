@@ -16,7 +16,7 @@ import pytest
 from palimpsest import closure, params, store
 from palimpsest.metrics import clip_score, frechet, intervals, kernel, measuring, quality_table
 from palimpsest.metrics.real_pictures import Real, RealPictures
-from palimpsest.plan import build
+from palimpsest.plan.build import build
 from palimpsest.steps import quality as step
 
 ROOT = Path(__file__).parents[1]

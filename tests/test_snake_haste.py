@@ -41,20 +41,26 @@ def listed(text: str) -> list[list[str]]:
     return sorted(sorted(re.split(r"[,;\s]+", re.sub(r"jobid: \d+", "", job))) for job in jobs)
 
 
-def test_a_dry_run_lists_the_same_jobs_with_the_same_requests(tmp_path: Path) -> None:
-    project = Project(tmp_path)
-    hastened = project.snakemake(*LOOK)
-    assert hastened.returncode == 0, hastened.stdout
-    plainly = subprocess.run(
-        [sys.executable, "-c", PLAIN, *project.command(*LOOK)[3:]],
+def plain(project: Project, *arguments: str) -> str:
+    """What Snakemake says without our haste."""
+    done = subprocess.run(
+        [sys.executable, "-c", PLAIN, *project.command(*arguments)[3:]],
         cwd=project.folder,
         env=project.environment,
         capture_output=True,
         text=True,
         check=True,
     )
+    return done.stdout + done.stderr
+
+
+def test_a_dry_run_lists_the_same_jobs_with_the_same_requests(tmp_path: Path) -> None:
+    project = Project(tmp_path)
+    hastened = project.snakemake(*LOOK)
+    assert hastened.returncode == 0, hastened.stdout
+    plainly = plain(project, *LOOK)
     jobs = listed(hastened.stdout)
-    assert jobs == listed(plainly.stdout + plainly.stderr)
+    assert jobs == listed(plainly)
     requests = [[word.partition("=")[0] for word in job] for job in jobs]
     assert len(jobs) == 19 and sum("mem_mb" in names and "runtime" in names for names in requests) == 18
     assert sum("Missing" in job for job in jobs) > 5
@@ -64,20 +70,13 @@ def test_a_quiet_dry_run_says_what_it_said(tmp_path: Path) -> None:
     project = Project(tmp_path)
     quiet = ("-n", "--quiet", "all")
     hastened = project.snakemake(*quiet)
-    plainly = subprocess.run(
-        [sys.executable, "-c", PLAIN, *project.command(*quiet)[3:]],
-        cwd=project.folder,
-        env=project.environment,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    plainly = plain(project, *quiet)
 
     def said(text: str) -> list[str]:
         return [line for line in text.splitlines() if "Workflow start" not in line]
 
     assert hastened.returncode == 0 and "total" in hastened.stdout
-    assert said(hastened.stdout) == said(plainly.stdout + plainly.stderr)
+    assert said(hastened.stdout) == said(plainly)
 
 
 def test_a_script_that_is_not_there_is_found_for_every_rule(tmp_path: Path) -> None:

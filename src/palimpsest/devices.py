@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
+import subprocess
 import tempfile
 from itertools import count
 from pathlib import Path
@@ -32,6 +34,22 @@ def visible() -> list[str]:
             break  # CUDA reads no further either
         names.append(name)
     return names
+
+
+def reported() -> list[tuple[str, int]] | str:
+    """Name and bytes of memory of every GPU that the driver reports; a sentence when it reports none although its tool is there."""
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return []
+    query = [tool, "--query-gpu=name,memory.total", "--format=csv,noheader,nounits"]
+    try:
+        done = subprocess.run(query, capture_output=True, text=True, timeout=20, check=False)
+    except subprocess.TimeoutExpired:
+        return "nvidia-smi does not answer"
+    lines = [line.rsplit(",", 1) for line in done.stdout.splitlines() if "," in line]
+    if done.returncode != 0 or not lines:
+        return f"nvidia-smi failed: {(done.stderr or done.stdout).strip()[:200]}"
+    return [(name.strip(), int(mib) << 20) for name, mib in lines if mib.strip().isdigit()]
 
 
 def take(wanted: int) -> list[str]:

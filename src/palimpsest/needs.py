@@ -11,7 +11,7 @@ from pathlib import Path
 from palimpsest import packaged
 from palimpsest.cells import Cell
 from palimpsest.params import Params
-from palimpsest.plan import Plan
+from palimpsest.plan.build import Plan
 from palimpsest.segmenters import registry as segmenters
 from palimpsest.specs import Suite
 from palimpsest.weights import snapshot

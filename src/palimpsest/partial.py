@@ -6,7 +6,7 @@ import json
 
 from palimpsest.cells import Cell
 from palimpsest.job import failure_path
-from palimpsest.plan import Plan
+from palimpsest.plan.build import Plan
 from palimpsest.runs import BASE
 
 

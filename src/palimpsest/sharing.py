@@ -17,7 +17,7 @@ from pathlib import Path
 from palimpsest import runlock, verify
 from palimpsest import tracked as dvc
 from palimpsest.cells import Cell
-from palimpsest.plan import Plan
+from palimpsest.plan.build import Plan
 from palimpsest.published import publish
 
 PART = re.compile(r"\.part(/|$)")

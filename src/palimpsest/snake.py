@@ -18,7 +18,7 @@ from palimpsest.cells import BESIDE, PATTERNS, Cell
 from palimpsest.job import failure_path
 from palimpsest.needs import LIGHT, Needs
 from palimpsest.partial import partial as partial_report
-from palimpsest.plan import Plan, build
+from palimpsest.plan.build import Plan, build
 from palimpsest.snake_haste import declared, hasten
 
 __all__ = [

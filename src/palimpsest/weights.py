@@ -9,7 +9,7 @@ from pathlib import Path
 from palimpsest import packaged
 from palimpsest.detectors import registry as detectors
 from palimpsest.params import Params
-from palimpsest.plan_quality import chosen as chosen_measures
+from palimpsest.plan.quality import chosen as chosen_measures
 from palimpsest.runs import Run
 from palimpsest.segmenters.registry import chosen
 

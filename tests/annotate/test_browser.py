@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,37 +14,14 @@ from palimpsest.annotate.board import Place
 from palimpsest.annotate.server import Server
 from palimpsest.annotate.session import Session
 from tests.annotate.conftest import HOSTILE, THEMES
-
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-DRIVER = shutil.which("chromedriver")
-REQUIRED = os.environ.get("PALIMPSEST_REQUIRE_BROWSER") == "1"
-pytestmark = pytest.mark.skipif(
-    not (CHROMIUM and DRIVER) and not REQUIRED,
-    reason="chromium or chromedriver is not installed; set PALIMPSEST_REQUIRE_BROWSER=1 to insist",
-)
+from tests.chromium import chromium
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     """A headless Chromium that resolves no name."""
-    assert CHROMIUM, "PALIMPSEST_REQUIRE_BROWSER=1, but chromium is not installed"
-    assert DRIVER, "PALIMPSEST_REQUIRE_BROWSER=1, but chromedriver is not installed"
-    webdriver = pytest.importorskip("selenium.webdriver")
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    for flag in (
-        "--headless=new",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--disable-dev-shm-usage",
-        "--window-size=1280,900",
-    ):
-        options.add_argument(flag)
-    options.add_argument("--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
-    yield driver
-    driver.quit()
+    with chromium("127.0.0.1") as driver:
+        yield driver
 
 
 class Running:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
-from palimpsest.cli import app
+from palimpsest.cli.main import app
 
 ROOT = Path(__file__).parents[2]
 Run = Callable[..., Result]

@@ -14,7 +14,7 @@ from tests.cli.conftest import ROOT, Run
 
 def test_help_loads_no_heavy_library() -> None:
     code = (
-        "import sys\nfrom palimpsest.cli import app\n"
+        "import sys\nfrom palimpsest.cli.main import app\n"
         "try:\n app(['--help'])\nexcept SystemExit:\n pass\n"
         "heavy = {'torch', 'diffusers', 'transformers', 'polars', 'pyarrow', 'numpy', 'snakemake', 'pydantic'}\n"
         "print('LOADED', sorted(heavy & set(sys.modules)))"

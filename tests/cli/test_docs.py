@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import typer.main
 
-from palimpsest.cli import app
+from palimpsest.cli.main import app
 from tests.cli.conftest import ROOT
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]

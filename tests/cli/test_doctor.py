@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from palimpsest import cli_doctor, findings, runlock, store
+from palimpsest import findings, runlock, store
+from palimpsest.cli import doctor
 from palimpsest.job import failure_path
 from tests.cli.conftest import Run
 
@@ -21,18 +22,18 @@ def test_locked_versions_follow_the_markers_of_this_python(tmp_path: Path) -> No
         "alpha==2.0 ; python_version >= '3' \\\n    --hash=sha256:00\n"
         "Beta-Two==3.1.post1 \\\n    --hash=sha256:00\n"
     )
-    assert cli_doctor.locked(lock) == {"alpha": "2.0", "beta-two": "3.1.post1"}
+    assert doctor.locked(lock) == {"alpha": "2.0", "beta-two": "3.1.post1"}
 
 
 def test_the_lock_holds_every_library_that_is_checked(project: Path) -> None:
-    wanted = cli_doctor.locked(project / "requirements.txt")
-    assert set(cli_doctor.environment.LIBRARIES) | set(cli_doctor.RUNNERS) <= set(wanted)
+    wanted = doctor.locked(project / "requirements.txt")
+    assert set(doctor.environment.LIBRARIES) | set(doctor.RUNNERS) <= set(wanted)
 
 
 def test_another_version_than_locked_is_a_warning(tmp_path: Path) -> None:
     lock = tmp_path / "requirements.txt"
     lock.write_text("numpy==0.0.1\n")
-    (check,) = cli_doctor.libraries(lock)
+    (check,) = doctor.libraries(lock)
     assert check.level == findings.WARN
     assert f"numpy {metadata.version('numpy')} (locked: 0.0.1)" in check.found
 
@@ -58,13 +59,13 @@ def test_half_written_files_are_told_apart_by_their_writer(project: Path) -> Non
     folder.mkdir(parents=True)
     alive = folder / f"a.parquet.{os.getpid()}.part"
     alive.write_bytes(b"x")
-    (check,) = cli_doctor.leftovers(project)
+    (check,) = doctor.leftovers(project)
     assert check.level == findings.OK
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
     dead = folder / f"b.parquet.{gone.pid}.part"
     dead.write_bytes(b"x")
-    (check,) = cli_doctor.leftovers(project)
+    (check,) = doctor.leftovers(project)
     assert check.level == findings.WARN
     assert "b.parquet" in check.found
     assert "a.parquet" not in check.found
@@ -74,36 +75,36 @@ def test_half_written_files_are_told_apart_by_their_writer(project: Path) -> Non
 
 
 def test_a_lock_without_a_run_is_left_to_the_next_run(project: Path) -> None:
-    (free,) = cli_doctor.lock(project)
+    (free,) = doctor.lock(project)
     assert free.level == findings.OK
     held = project / ".snakemake" / "locks" / "0.output.lock"
     held.parent.mkdir(parents=True)
     held.write_text("reports")
-    (check,) = cli_doctor.lock(project)
+    (check,) = doctor.lock(project)
     assert (check.level, check.remedy) == (findings.WARN, "the next run removes it")
     assert len(runlock.take(project)) == 1
-    (check,) = cli_doctor.lock(project)
+    (check,) = doctor.lock(project)
     runlock.release()
     assert check.level == findings.FAIL and f"process {os.getpid()} on" in check.found
-    (check,) = cli_doctor.lock(project)
+    (check,) = doctor.lock(project)
     assert check.level == findings.OK
 
 
 def test_failed_cells_are_listed(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     record = {"step": "erase", "where": {"method": "uce", "preset": "p"}, "reason": "MemoryError: 9 GiB"}
     store.write_json(record, failure_path("0" * 16))
-    (check,) = cli_doctor.failures(project)
+    (check,) = doctor.failures(project)
     assert "erase uce/p: MemoryError: 9 GiB" in check.found
 
 
 def test_half_precision_on_a_processor_without_it_is_a_warning(tmp_path: Path) -> None:
-    half = cli_doctor.params.load("params.yaml", "experiments/paper.yaml")
+    half = doctor.params.load("params.yaml", "experiments/paper.yaml")
     cpuinfo = tmp_path / "cpuinfo"
     cpuinfo.write_text("flags : fpu avx2\n")
-    (check,) = cli_doctor.arithmetic(half, cpuinfo)
+    (check,) = doctor.arithmetic(half, cpuinfo)
     assert check.level == findings.WARN
     assert "training_images.sampler.dtype: float16, detectors.vqa.dtype: bfloat16" in check.found
     cpuinfo.write_text("flags : fpu avx2 avx512_bf16\n")
-    assert not list(cli_doctor.arithmetic(half, cpuinfo))
+    assert not list(doctor.arithmetic(half, cpuinfo))
     cpuinfo.write_text("flags : fpu avx2\n")
-    assert not list(cli_doctor.arithmetic(cli_doctor.params.load("params.yaml"), cpuinfo))
+    assert not list(doctor.arithmetic(doctor.params.load("params.yaml"), cpuinfo))

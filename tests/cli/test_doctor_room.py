@@ -11,36 +11,36 @@ import numpy as np
 import polars as pl
 import pytest
 
-from palimpsest import cli_doctor_room as room
-from palimpsest import params, plan, store
+from palimpsest import params, store
+from palimpsest.cells import Cell
+from palimpsest.cli import doctor_room as room
 from palimpsest.findings import FAIL, OK, WARN, size
 from palimpsest.needs import Needs
+from palimpsest.plan.build import Plan, build
 from tests.cli.conftest import ROOT
 
 PAPER = "experiments/paper.yaml"
 
 
 @pytest.fixture
-def micro(project: Path) -> plan.Plan:
+def micro(project: Path) -> Plan:
     """The default experiment with its prompts and weights."""
     for name in ("models/micro", "data/micro", "data/reference"):
         (project / name).parent.mkdir(exist_ok=True)
         (project / name).symlink_to(ROOT / name)
-    return plan.build(params.load("params.yaml"), ".")
+    return build(params.load("params.yaml"), ".")
 
 
 @pytest.fixture
-def paper(project: Path) -> plan.Plan:
-    return plan.build(params.load("params.yaml", PAPER), ".")
+def paper(project: Path) -> Plan:
+    return build(params.load("params.yaml", PAPER), ".")
 
 
-def cells(made: plan.Plan, step: str) -> list[plan.Cell]:
+def cells(made: Plan, step: str) -> list[Cell]:
     return [cell for cell in made.cells.values() if cell.step == step]
 
 
-def test_images_are_counted_from_prompt_files_or_from_the_settings(
-    micro: plan.Plan, paper: plan.Plan
-) -> None:
+def test_images_are_counted_from_prompt_files_or_from_the_settings(micro: Plan, paper: Plan) -> None:
     needs = Needs(micro)
     rows = {
         "nsfw": sum(
@@ -57,7 +57,7 @@ def test_images_are_counted_from_prompt_files_or_from_the_settings(
     assert needs.images(chunk) == 200
 
 
-def test_noisy_images_take_the_room_that_is_planned_for_them(micro: plan.Plan) -> None:
+def test_noisy_images_take_the_room_that_is_planned_for_them(micro: Plan) -> None:
     """The constant is an upper bound for what a diffusion model paints: noise over a smooth picture, at this size."""
     rng, side = np.random.default_rng(0), micro.params.model.resolution
     cell = next(c for c in cells(micro, "generate") if c.where["suite"] == "coco")
@@ -73,14 +73,14 @@ def test_noisy_images_take_the_room_that_is_planned_for_them(micro: plan.Plan) -
     assert 0.5 * planned < path.stat().st_size < 1.3 * planned
 
 
-def test_what_was_written_counts_more_than_constants(micro: plan.Plan) -> None:
+def test_what_was_written_counts_more_than_constants(micro: Plan) -> None:
     first, *others = [c for c in cells(micro, "generate") if c.where["suite"] == "nsfw"]
     (micro.root / first.path).parent.mkdir(parents=True)
     (micro.root / first.path).write_bytes(b"x" * 7_000_000)
     assert Needs(micro).disk(others) == {"generate": pytest.approx(7_000_000 * len(others), rel=0.001)}
 
 
-def test_the_disk_is_enough_tight_or_too_small(micro: plan.Plan) -> None:
+def test_the_disk_is_enough_tight_or_too_small(micro: Plan) -> None:
     parts = Needs(micro).disk(micro.needed())
     wanted = sum(parts.values())
     for free, level in ((wanted + 2 * room.SPARE, OK), (wanted + 1, WARN), (wanted // 2, FAIL)):
@@ -91,7 +91,7 @@ def test_the_disk_is_enough_tight_or_too_small(micro: plan.Plan) -> None:
     assert f"{size(shutil.disk_usage('.').free)} free; {len(micro.needed())} cell(s)" in check.found
 
 
-def test_a_finished_experiment_needs_no_room(micro: plan.Plan) -> None:
+def test_a_finished_experiment_needs_no_room(micro: Plan) -> None:
     report = micro.root / micro.final.path
     report.parent.mkdir(parents=True)
     report.write_text("done")
@@ -99,9 +99,7 @@ def test_a_finished_experiment_needs_no_room(micro: plan.Plan) -> None:
     assert check.level == OK and "nothing is to be made" in check.found
 
 
-def test_the_paper_needs_tens_of_gigabytes_and_a_gpu(
-    paper: plan.Plan, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_paper_needs_tens_of_gigabytes_and_a_gpu(paper: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
     total = sum(Needs(paper).disk(paper.needed()).values())
     assert 50 << 30 < total < 2000 << 30
     monkeypatch.setenv("PATH", "/nowhere")
@@ -119,7 +117,7 @@ def driver(folder: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> None:
 
 
 def test_the_smallest_gpu_must_hold_the_heaviest_job(
-    paper: plan.Plan, micro: plan.Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    paper: Plan, micro: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     driver(tmp_path, monkeypatch, "echo 'Large, 81920'; echo 'Small, 8192'")
     (check,) = room.gpu(paper)
@@ -131,13 +129,13 @@ def test_the_smallest_gpu_must_hold_the_heaviest_job(
 
 
 @pytest.mark.skipif(shutil.which("nvidia-smi") is None, reason="no GPU here")
-def test_the_real_driver_is_understood(micro: plan.Plan) -> None:
+def test_the_real_driver_is_understood(micro: Plan) -> None:
     assert subprocess.run(["nvidia-smi"], capture_output=True).returncode == 0
     found = room.gpus()
     assert isinstance(found, list) and all(memory > 1 << 30 for _, memory in found)
 
 
-def test_every_cell_has_memory_and_time(micro: plan.Plan, paper: plan.Plan) -> None:
+def test_every_cell_has_memory_and_time(micro: Plan, paper: Plan) -> None:
     for made in (micro, paper):
         needs = Needs(made)
         for cell in made.cells.values():

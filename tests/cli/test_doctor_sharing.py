@@ -15,7 +15,7 @@ from threading import Thread
 
 import pytest
 
-from palimpsest import cli_doctor_sharing as sharing
+from palimpsest.cli import doctor_sharing as sharing
 from palimpsest.findings import FAIL, OK, WARN, Check
 
 

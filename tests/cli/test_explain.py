@@ -6,23 +6,25 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from palimpsest import params, plan, store
-from palimpsest.cli_explain import NoSuchCell, differences, find, flatten
+from palimpsest import params, store
+from palimpsest.cells import Cell
+from palimpsest.cli.explain import NoSuchCell, differences, find, flatten
+from palimpsest.plan.build import Plan, build
 from tests.cli.conftest import Run
 
 PLACE = "uce/diffusers2025/uncased.detailed/nsfw"
 
 
 @pytest.fixture
-def made(project: Path) -> plan.Plan:
-    return plan.build(params.load("params.yaml"), ".")
+def made(project: Path) -> Plan:
+    return build(params.load("params.yaml"), ".")
 
 
-def generate(made: plan.Plan) -> plan.Cell:
+def generate(made: Plan) -> Cell:
     return find(made, f"generate {PLACE}")[0]
 
 
-def test_a_cell_is_found_by_path_key_name_and_place(made: plan.Plan) -> None:
+def test_a_cell_is_found_by_path_key_name_and_place(made: Plan) -> None:
     cell = generate(made)
     assert cell.step == "generate"
     for text in (cell.path, f"./{cell.path}", cell.key, cell.key[:8], cell.name, PLACE):
@@ -31,19 +33,19 @@ def test_a_cell_is_found_by_path_key_name_and_place(made: plan.Plan) -> None:
     assert [c.step for c in find(made, "report")] == ["report"]
 
 
-def test_a_path_with_the_key_of_another_plan_means_the_cell_at_its_place(made: plan.Plan) -> None:
+def test_a_path_with_the_key_of_another_plan_means_the_cell_at_its_place(made: Plan) -> None:
     cell = generate(made)
     assert find(made, cell.path.replace(cell.key, "0" * 16)) == [cell]
 
 
-def test_an_unknown_cell_is_answered_with_what_is_near(made: plan.Plan) -> None:
+def test_an_unknown_cell_is_answered_with_what_is_near(made: Plan) -> None:
     with pytest.raises(NoSuchCell, match=r"uce/diffusers2025.*--config"):
         find(made, "uncased.detailed diffusers2025 generate")
     with pytest.raises(NoSuchCell, match="begin with"):
         find(made, "no/such/cell")
 
 
-def test_explain_prints_the_recipe_and_where_the_file_belongs(run: Run, made: plan.Plan) -> None:
+def test_explain_prints_the_recipe_and_where_the_file_belongs(run: Run, made: Plan) -> None:
     cell = generate(made)
     result = run("explain", PLACE)
     assert result.exit_code == 0, result.output
@@ -52,13 +54,13 @@ def test_explain_prints_the_recipe_and_where_the_file_belongs(run: Run, made: pl
     assert "no artifact with another key" in result.output
 
 
-def write_older(made: plan.Plan, cell: plan.Cell, recipe: dict, key: str = "0123456789abcdef") -> Path:
+def write_older(made: Plan, cell: Cell, recipe: dict, key: str = "0123456789abcdef") -> Path:
     path = made.root / cell.path.replace(cell.key, key)
     store.write_parquet(pl.DataFrame({"x": [1]}), path, {"recipe": recipe})
     return path
 
 
-def test_explain_says_in_what_an_older_artifact_differs(run: Run, made: plan.Plan) -> None:
+def test_explain_says_in_what_an_older_artifact_differs(run: Run, made: Plan) -> None:
     cell = generate(made)
     recipe = copy.deepcopy(cell.recipe)
     recipe["args"]["sampler"]["steps"] += 5
@@ -73,7 +75,7 @@ def test_explain_says_in_what_an_older_artifact_differs(run: Run, made: plan.Pla
     assert f"code: {'f' * 32} -> {cell.code}" in lines
 
 
-def test_a_changed_input_is_followed_to_the_cause(run: Run, made: plan.Plan) -> None:
+def test_a_changed_input_is_followed_to_the_cause(run: Run, made: Plan) -> None:
     cell = generate(made)
     prompts = next(c for c in cell.inputs if c.step == "prompts")
     old_prompts = copy.deepcopy(prompts.recipe)
@@ -89,7 +91,7 @@ def test_a_changed_input_is_followed_to_the_cause(run: Run, made: plan.Plan) -> 
     assert f"args: seed: {prompts.args['seed'] + 1} -> {prompts.args['seed']}" in output
 
 
-def test_a_damaged_older_artifact_is_named_with_its_remedy(run: Run, made: plan.Plan) -> None:
+def test_a_damaged_older_artifact_is_named_with_its_remedy(run: Run, made: Plan) -> None:
     cell = generate(made)
     write_older(made, cell, {}).write_bytes(b"PAR1 half a file")
     result = run("explain", cell.key)
@@ -105,7 +107,7 @@ def test_explain_of_an_overlay(run: Run) -> None:
     assert run("explain", "uce/compvis2023/horror.concise").exit_code == 1
 
 
-def test_equal_recipes_do_not_differ_and_new_inputs_are_named(made: plan.Plan) -> None:
+def test_equal_recipes_do_not_differ_and_new_inputs_are_named(made: Plan) -> None:
     recipe = generate(made).recipe
     assert differences(recipe, recipe) == []
     without = {**recipe, "inputs": []}
@@ -118,7 +120,7 @@ def test_flatten_numbers_lists_of_mappings_and_keeps_other_lists() -> None:
     assert dict(flatten(nested)) == {"a.b": 1, "a.c": [1, 2], "d[0].e": 2, "d[1].e": 3, "f": {}}
 
 
-def test_a_report_says_in_what_it_differs_from_the_last_one(run: Run, made: plan.Plan) -> None:
+def test_a_report_says_in_what_it_differs_from_the_last_one(run: Run, made: Plan) -> None:
     cell = made.final
     recipe = copy.deepcopy(cell.recipe)
     recipe["inputs"] = [
@@ -140,7 +142,7 @@ def test_a_report_says_in_what_it_differs_from_the_last_one(run: Run, made: plan
     assert 'args: detector.dtype: "float64" -> ' in output
 
 
-def test_an_older_input_that_is_not_here_is_named(run: Run, made: plan.Plan) -> None:
+def test_an_older_input_that_is_not_here_is_named(run: Run, made: Plan) -> None:
     cell = generate(made)
     recipe = copy.deepcopy(cell.recipe)
     for source in recipe["inputs"]:

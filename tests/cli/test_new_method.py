@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from palimpsest import cli_new
+from palimpsest.cli import new_method
 from tests.cli.conftest import ROOT, Run
 
 
@@ -25,8 +25,8 @@ def source(project: Path) -> Path:
     "name", ["Bad", "1st", "a-b", "", "class", "all", "micro", "x" * 41, "a/b", "..", "end_"]
 )
 def test_bad_names_are_refused(source: Path, name: str) -> None:
-    with pytest.raises(cli_new.BadName):
-        cli_new.write(name, source)
+    with pytest.raises(new_method.BadName):
+        new_method.write(name, source)
     assert not list(source.glob(f"methods/{name or '?'}.yaml"))
 
 
@@ -40,14 +40,14 @@ def test_an_existing_method_is_never_touched(source: Path, run: Run) -> None:
 
 def test_a_settings_file_alone_is_enough_to_refuse(source: Path) -> None:
     (source / "methods" / "mine.yaml").write_text("mine")
-    with pytest.raises(cli_new.BadName, match=r"mine\.yaml"):
-        cli_new.write("mine", source)
+    with pytest.raises(new_method.BadName, match=r"mine\.yaml"):
+        new_method.write("mine", source)
     assert not (source / "src/palimpsest/methods/mine.py").exists()
 
 
 def test_outside_a_project_it_says_where_to_run(tmp_path: Path) -> None:
-    with pytest.raises(cli_new.BadName, match="project folder"):
-        cli_new.write("mine", tmp_path)
+    with pytest.raises(new_method.BadName, match="project folder"):
+        new_method.write("mine", tmp_path)
 
 
 def test_the_new_method_is_in_the_plan_at_once(source: Path, run: Run) -> None:
@@ -65,7 +65,7 @@ def test_the_new_method_is_in_the_plan_at_once(source: Path, run: Run) -> None:
 
 
 def test_the_new_method_passes_lint(source: Path) -> None:
-    module, *_ = cli_new.write("my_idea", source)
+    module, *_ = new_method.write("my_idea", source)
     for command in (["check"], ["format", "--check"]):
         done = subprocess.run(
             [sys.executable, "-m", "ruff", *command, "--config", ROOT / "pyproject.toml", source / module],
@@ -82,7 +82,7 @@ def test_the_new_method_erases(source: Path) -> None:
     from palimpsest.sampling.pipeline import Conditioning
     from tests import tiny
 
-    module, *_ = cli_new.write("my_idea", source)
+    module, *_ = new_method.write("my_idea", source)
     spec = importlib.util.spec_from_file_location("my_idea_under_test", source / module)
     assert spec is not None
     assert spec.loader is not None

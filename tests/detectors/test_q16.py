@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 
 from palimpsest import specs
 from palimpsest.detectors import _clip, q16
+from palimpsest.detectors._pickled_array import read_array
 
 MICRO = Path(__file__).parents[2] / "models/micro/clip"
 WIDTH = 128
@@ -53,23 +54,52 @@ def test_the_nearer_prompt_decides(prompts: np.ndarray, tmp_path: Path) -> None:
     assert judge.identity()["clip"] == str(MICRO)
 
 
-def test_only_arrays_are_unpickled(prompts: np.ndarray, tmp_path: Path) -> None:
+@pytest.mark.parametrize("protocol", [1, 2, 3, 4])
+@pytest.mark.parametrize("kind", ["<f2", ">f4", "f8"])
+def test_a_pickled_array_is_read_without_unpickling(protocol: int, kind: str, tmp_path: Path) -> None:
+    rng = np.random.default_rng(protocol)
+    for numbers in [rng.standard_normal((2, 300)).astype(kind), np.asfortranarray(np.eye(2, 3, dtype=kind))]:
+        (tmp_path / "prompts.p").write_bytes(pickle.dumps(numbers, protocol=protocol))
+        found = read_array(tmp_path / "prompts.p")
+        assert found.dtype == np.dtype(kind)
+        np.testing.assert_array_equal(found, numbers)
+
+
+def test_prompts_of_both_released_forms(prompts: np.ndarray, tmp_path: Path) -> None:
     torch.testing.assert_close(
         q16.read_prompts(released(tmp_path, prompts)), torch.from_numpy(prompts.astype(np.float16)).float()
     )
     torch.save(torch.from_numpy(prompts), tmp_path / "prompts.pt")
     torch.testing.assert_close(q16.read_prompts(tmp_path / "prompts.pt"), torch.from_numpy(prompts))
 
-    class Evil:
-        def __reduce__(self):
-            return print, ("run",)
 
-    (tmp_path / "evil.p").write_bytes(pickle.dumps(Evil()))
-    with pytest.raises(ValueError, match=r"names builtins.print, which no array"):
-        q16.read_prompts(tmp_path / "evil.p")
-    (tmp_path / "three.p").write_bytes(pickle.dumps(np.zeros((3, 4), np.float32)))
-    with pytest.raises(ValueError, match=r"two prompts.*\(3, 4\)"):
-        q16.read_prompts(tmp_path / "three.p")
+class Evil:
+    """Would print when unpickled."""
+
+    def __reduce__(self):
+        return print, ("run",)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (pickle.dumps(Evil()), r"names builtins.print, which no array"),
+        (pickle.dumps(np.array([Evil()])), r"array of objects|names builtins.print"),
+        (pickle.dumps({"prompts": 1}), r"the opcode EMPTY_DICT"),
+        (pickle.dumps(np.zeros((3, 4), np.float32), protocol=4), r"two prompts.*\(3, 4\)"),
+        (pickle.dumps(np.zeros((2, 4), np.float32), protocol=4)[:-30], r"prompts.p: "),
+        (b"no pickle at all", r"prompts.p: "),
+        (b"\x80\x02.", r"no pickled array"),
+        (b"\x80\x02K\x07.", r"holds 7, not an array"),
+    ],
+)
+def test_what_is_no_pair_of_prompts_is_refused(
+    content: bytes, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "prompts.p").write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        q16.read_prompts(tmp_path / "prompts.p")
+    assert capsys.readouterr().out == ""
 
 
 def test_prompts_of_another_clip_are_refused(tmp_path: Path) -> None:

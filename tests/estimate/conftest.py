@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from palimpsest import params, plan
+from palimpsest import params
+from palimpsest.plan.build import build
 
 ROOT = Path(__file__).parents[2]
 
@@ -14,4 +15,4 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture(scope="session")
 def paper():
     """The plan of the paper's grid."""
-    return plan.build(params.load(ROOT / "params.yaml", ROOT / "experiments/paper.yaml"), ROOT)
+    return build(params.load(ROOT / "params.yaml", ROOT / "experiments/paper.yaml"), ROOT)

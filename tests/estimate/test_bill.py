@@ -7,11 +7,12 @@ from dataclasses import replace
 
 import pytest
 
-from palimpsest import params, plan
-from palimpsest.cli_estimate import overlay, report
+from palimpsest import params
+from palimpsest.cli.estimate import overlay, report
 from palimpsest.estimate import bill, chips, downloads, text
 from palimpsest.estimate.work import Counter
 from palimpsest.needs import Needs
+from palimpsest.plan.build import build
 from tests.estimate.conftest import ROOT
 
 ATTACKS = 1460 + 2480 + 1030
@@ -111,7 +112,7 @@ def test_downloads_name_sizes_and_licences(paper):
 
 def test_prompts_that_nobody_counts_are_said():
     settings = params.load(ROOT / "params.yaml").model_copy()
-    found = plan.build(settings, ROOT)
+    found = build(settings, ROOT)
     suite = settings.suites["nsfw"]
     gone = suite.model_copy(
         update={"sources": {"i2p": suite.sources["i2p"].model_copy(update={"path": "no/such.csv"})}}

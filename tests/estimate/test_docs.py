@@ -7,7 +7,7 @@ import json
 import pytest
 from typer.testing import CliRunner
 
-from palimpsest.cli import app
+from palimpsest.cli.main import app
 from tests.cli.test_docs import commands
 from tests.estimate.conftest import ROOT
 

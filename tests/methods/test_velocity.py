@@ -183,6 +183,19 @@ def test_ac_asks_for_the_velocity_where_it_asked_for_noise(pipeline, loss):
     assert_same_edit(artifact.tensors, weights, pipeline.unet.state_dict())
 
 
+def follows(artifact, pipeline, settings, loss_of):
+    """The artifact is what two updates of Adam on `loss_of(student, update)` make of the whole UNet."""
+    names = [name for name, _ in pipeline.unet.named_parameters()]
+    (student, own), adam, losses = trainable(pipeline.unet, names), Adam(settings.learning_rate), []
+    for update in range(2):
+        loss = loss_of(student, update)
+        losses.append(loss.item())
+        stepped(own, names, adam, gradient(student, names, loss))
+    base = pipeline.unet.state_dict()
+    assert artifact.meta["losses"] == pytest.approx(losses, rel=1e-4)
+    assert_same_edit(whole(artifact.tensors, base, names), {n: own[n].detach() for n in names}, base)
+
+
 def test_salun_keeps_safe_images_by_their_velocity(pipeline):
     preset = read_yaml("methods/salun.yaml")["presets"]["paper"]
     quick = {"iterations": 2, "batch_size": 3, "learning_rate": 1e-5, "alpha": 0.5, "mask_ratio": None}
@@ -192,17 +205,16 @@ def test_salun_keeps_safe_images_by_their_velocity(pipeline):
 
     found = _relabel.material(pipeline, TARGET, image_sets(), settings.surrogate, settings.batch_size)
     draws = salun.plan_draws(found, settings, 1000, SEED)[1]
-    names = [name for name, _ in pipeline.unet.named_parameters()]
-    (student, own), adam, losses = trainable(pipeline.unet, names), Adam(settings.learning_rate), []
     formulas = Texts(pipeline, settings.posterior)
     assert formulas.velocity
-    for update in range(2):
-        loss = formulas.forget(student, draws, update) + 0.5 * formulas.remain(student, draws, update)
-        losses.append(loss.item())
-        stepped(own, names, adam, gradient(student, names, loss))
-    base = pipeline.unet.state_dict()
-    assert artifact.meta["losses"] == pytest.approx(losses, rel=1e-4)
-    assert_same_edit(whole(artifact.tensors, base, names), {n: own[n].detach() for n in names}, base)
+    follows(
+        artifact,
+        pipeline,
+        settings,
+        lambda student, update: (
+            formulas.forget(student, draws, update) + 0.5 * formulas.remain(student, draws, update)
+        ),
+    )
 
 
 def test_erasediff_keeps_safe_images_by_their_velocity(pipeline):
@@ -214,16 +226,15 @@ def test_erasediff_keeps_safe_images_by_their_velocity(pipeline):
 
     found = _relabel.material(pipeline, TARGET, image_sets(), settings.surrogate, settings.batch_size)
     draws = erasediff.draw(found, settings, 1000, SEED)
-    names = [name for name, _ in pipeline.unet.named_parameters()]
-    (student, own), adam, losses = trainable(pipeline.unet, names), Adam(settings.learning_rate), []
     formulas = Texts(pipeline, settings.posterior)
-    for update in range(2):
-        loss = formulas.remain(student, draws, update) + 0.5 * formulas.forget(student, draws, update)
-        losses.append(loss.item())
-        stepped(own, names, adam, gradient(student, names, loss))
-    base = pipeline.unet.state_dict()
-    assert artifact.meta["losses"] == pytest.approx(losses, rel=1e-4)
-    assert_same_edit(whole(artifact.tensors, base, names), {n: own[n].detach() for n in names}, base)
+    follows(
+        artifact,
+        pipeline,
+        settings,
+        lambda student, update: (
+            formulas.remain(student, draws, update) + 0.5 * formulas.forget(student, draws, update)
+        ),
+    )
 
 
 # --- sampling: the same network, told in noise and in velocity ---

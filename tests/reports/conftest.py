@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import os
-import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +13,7 @@ import fake_inputs
 
 from palimpsest.reports.inputs import ReportInputs
 from palimpsest.reports.page import write_report
+from tests.chromium import chromium
 
 
 @pytest.fixture(scope="session")
@@ -34,26 +33,5 @@ def report(inputs: ReportInputs, tmp_path_factory: pytest.TempPathFactory) -> Pa
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Any]:
     """A headless Chromium without network."""
-    found = map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))
-    binary, driver_path = next(filter(None, found), None), shutil.which("chromedriver")
-    if not (binary and driver_path) and os.environ.get("PALIMPSEST_REQUIRE_BROWSER") != "1":
-        pytest.skip("chromium or chromedriver is not installed; set PALIMPSEST_REQUIRE_BROWSER=1 to insist")
-    assert binary and driver_path, (
-        "PALIMPSEST_REQUIRE_BROWSER=1, but chromium or chromedriver is not installed"
-    )
-    webdriver = pytest.importorskip("selenium.webdriver")
-    options = webdriver.ChromeOptions()
-    options.binary_location = binary
-    for flag in (
-        "--headless=new",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--disable-dev-shm-usage",
-        "--window-size=1280,900",
-    ):
-        options.add_argument(flag)
-    options.add_argument("--host-resolver-rules=MAP * ~NOTFOUND")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver_path))
-    yield driver
-    driver.quit()
+    with chromium() as driver:
+        yield driver

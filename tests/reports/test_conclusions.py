@@ -12,8 +12,9 @@ import polars as pl
 import pytest
 from typer.testing import CliRunner
 
-from palimpsest import cli_conclude, params, reference, store
-from palimpsest.cli import app
+from palimpsest import params, reference, store
+from palimpsest.cli import conclude
+from palimpsest.cli.main import app
 from palimpsest.metrics import pairwise
 from palimpsest.reports import select, verdict_tables
 from palimpsest.reports.conclusions import (
@@ -263,13 +264,13 @@ def test_commands(inputs: ReportInputs, tmp_path: Path) -> None:
 
 def test_a_comparison_pairs_variants_and_falls_back_to_the_first(inputs: ReportInputs) -> None:
     whole = own.study_of(inputs, select.rows_of(inputs))
-    found = cli_conclude.compared(whole, "uce/compvis2023", "esd/x_diffusers")
+    found = conclude.compared(whole, "uce/compvis2023", "esd/x_diffusers")
     themes = {(line["theme"], line["variant"]): line for line in found["erasure"]}
     line = themes["glitch", "glitch, detailed keywords"]
     assert line["paired"] and line["p_holm"] == 0.01 and line["told_apart"]
     assert line["difference"] == pytest.approx(line["a"]["ep"] - line["b"]["ep"])
     assert not themes["glitch", "glitch, concise keywords"]["paired"]
-    mixed = cli_conclude.compared(whole, "uce/compvis2023/glitch.detailed", "ac")
+    mixed = conclude.compared(whole, "uce/compvis2023/glitch.detailed", "ac")
     assert {line["variant"] for line in mixed["erasure"]} == {
         "glitch, detailed keywords against glitch, 200 images"
     }

@@ -30,6 +30,14 @@ from tests import layouts, tiny
 
 WORDS = ("a robot", "red house", "", "blue lamp on the tree, a photo of static! and gears")
 REQUESTS = [Request(f"r{i}", prompt, 100 + i) for i, prompt in enumerate(WORDS)]
+# A call of a diffusers pipeline that gives latents of a small picture.
+LATENTS = {
+    "num_inference_steps": 3,
+    "guidance_scale": 5.0,
+    "height": 16,
+    "width": 16,
+    "output_type": "latent",
+}
 
 
 @pytest.fixture(scope="module")
@@ -125,14 +133,7 @@ def test_guidance_takes_zeros_or_the_empty_prompt_as_the_checkpoint_says(folders
     sampler = Sampler(name="ddim", steps=3, guidance=5.0)
     pipe = theirs(tmp_path / "other", "sdxl", "ddim", 3)
     noise = initial_noise(100, (4, 8, 8))[None]
-    call = {
-        "num_inference_steps": 3,
-        "guidance_scale": 5.0,
-        "height": 16,
-        "width": 16,
-        "output_type": "latent",
-    }
-    expected = pipe("a robot", latents=noise, **call).images
+    expected = pipe("a robot", latents=noise, **LATENTS).images
     ours = our_latents(other, sampler, REQUESTS[:1])
     assert (ours - expected).abs().max() < 1e-4
     assert (ours - our_latents(pipelines["sdxl"], sampler, REQUESTS[:1])).abs().max() > 1e-2
@@ -163,14 +164,7 @@ def test_other_sizes_than_those_of_the_picture_can_be_told(folders):
     pipe = theirs(folders["sdxl"], "sdxl", "ddim", 3)
     sizes = {"original_size": (64, 48), "crops_coords_top_left": (3, 5), "target_size": (24, 40)}
     noise = initial_noise(100, (4, 8, 8))[None]
-    call = {
-        "num_inference_steps": 3,
-        "guidance_scale": 5.0,
-        "height": 16,
-        "width": 16,
-        "output_type": "latent",
-    }
-    expected = pipe("a robot", latents=noise, **sizes, **call).images
+    expected = pipe("a robot", latents=noise, **sizes, **LATENTS).images
     assert (ours - expected).abs().max() < 1e-4
     assert (ours - plain).abs().max() > 1e-3
 

@@ -11,11 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from palimpsest import params, plan, store, weights
+from palimpsest import params, store, weights
 from palimpsest.cells import Cell
 from palimpsest.job import Job
 from palimpsest.methods.contract import TrainingData
 from palimpsest.needs import Needs
+from palimpsest.plan.build import Plan, build
 from palimpsest.segmenters import contract, registry
 from palimpsest.steps import erase, masks
 
@@ -37,10 +38,10 @@ def settings(overlay=None, *files):
 
 
 def built(overlay=None, *files):
-    return plan.build(settings(overlay, *files), ROOT)
+    return build(settings(overlay, *files), ROOT)
 
 
-def cells(made: plan.Plan, step: str) -> list[Cell]:
+def cells(made: Plan, step: str) -> list[Cell]:
     return [cell for cell in made.cells.values() if cell.step == step]
 
 
@@ -135,7 +136,7 @@ def test_missing_files_are_named_before_a_run(tmp_path):
     for name in ("methods", "models", "data"):
         (tmp_path / name).mkdir()
     shutil.copytree(ROOT / "methods", tmp_path / "methods", dirs_exist_ok=True)
-    assert cells(plan.build(settings(), tmp_path), "masks")
+    assert cells(build(settings(), tmp_path), "masks")
 
 
 @dataclasses.dataclass

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from palimpsest.cells import Cell
-    from palimpsest.plan import Plan
+    from palimpsest.plan.build import Plan
 
 FORMATS = ("PNG", "JPEG", "WEBP")
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp")

@@ -7,7 +7,6 @@ inappropriate when Q16 or NudeNet does.
 from __future__ import annotations
 
 import argparse
-import pickle
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 
 from palimpsest import specs
+from palimpsest.detectors._pickled_array import read_array
 from palimpsest.detectors.contract import Info, MissingWeights, check_images, identity, no_questions
 
 if TYPE_CHECKING:
@@ -115,25 +115,8 @@ def load(spec: specs.Detector, device: str = "cpu") -> PromptJudge:
     return PromptJudge(clip, prompts.to(device), spec, settings)
 
 
-class ArrayReader(pickle.Unpickler):
-    """Reads a pickled array of numbers and nothing else: what else a pickle names is refused, not called."""
-
-    ALLOWED = frozenset({("ndarray", "numpy"), ("dtype", "numpy"), ("encode", "_codecs")})
-    MULTIARRAY = frozenset({"numpy.core.multiarray", "numpy._core.multiarray"})
-
-    def find_class(self, module: str, name: str) -> Any:
-        """The few names that a pickled array needs. Raises ValueError for any other."""
-        array = module in self.MULTIARRAY and name == "_reconstruct"
-        if not array and (name, module) not in self.ALLOWED:
-            raise ValueError(
-                f"this pickle names {module}.{name}, which no array of numbers needs; it was not read"
-            )
-        return super().find_class("numpy._core.multiarray" if array else module, name)
-
-
 def read_prompts(source: str | Path) -> Tensor:
     """The two prompts of a release, float32 [2, width]: prompts.p (a pickled array) or prompts.pt (a tensor).
-
     Raises ValueError when the file holds anything but two rows of numbers.
     """
     import numpy as np
@@ -144,8 +127,7 @@ def read_prompts(source: str | Path) -> Tensor:
         found = torch.load(source, map_location="cpu", weights_only=True)
         found = np.asarray(found.float()) if isinstance(found, torch.Tensor) else np.asarray(found)
     else:
-        with open(source, "rb") as handle:
-            found = np.asarray(ArrayReader(handle).load())
+        found = read_array(source)
     if found.ndim != 2 or len(found) != 2 or found.dtype.kind != "f" or not np.isfinite(found).all():
         raise ValueError(
             f"{source}: expected two prompts, rows of numbers, found {found.dtype} of shape {found.shape}"

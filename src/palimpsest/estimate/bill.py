@@ -9,7 +9,7 @@ from typing import Any
 from palimpsest.cells import PATTERNS, Cell
 from palimpsest.estimate.chips import Chip
 from palimpsest.estimate.work import ON_DEVICE, Counter, Job
-from palimpsest.plan import Plan
+from palimpsest.plan.build import Plan
 from palimpsest.specs import Source
 
 

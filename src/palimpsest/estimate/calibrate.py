@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from palimpsest.estimate import chips, flops, networks
-from palimpsest.plan import Plan
+from palimpsest.plan.build import Plan
 
 # A UNet of more operations per evaluation than this is measured by its upper half on a CPU, which would not finish one in time.
 HEAVY = 2e11

@@ -10,6 +10,8 @@ from typing import Any
 
 import yaml
 
+from palimpsest import devices
+
 KINDS = ("sampling", "training", "judging", "coding")
 TABLE = Path(__file__).with_name("chips.yaml")
 MEASURED = Path("benchmarks/rates")
@@ -94,7 +96,5 @@ def called(title: str) -> str | None:
 
 def here() -> str | None:
     """The chip of this machine, of those that are known."""
-    from palimpsest.cli_doctor_room import gpus
-
-    found = gpus()
+    found = devices.reported()
     return called(found[0][0]) if isinstance(found, list) and found else None

@@ -12,7 +12,7 @@ import yaml
 
 from palimpsest import packaged
 from palimpsest.needs import weights_bytes
-from palimpsest.plan import Plan
+from palimpsest.plan.build import Plan
 from palimpsest.segmenters import registry as segmenters
 from palimpsest.weights import is_hub_id, present
 

@@ -11,7 +11,7 @@ from palimpsest.cells import Cell
 from palimpsest.estimate import networks
 from palimpsest.methods import _costs
 from palimpsest.needs import GIB, Needs, weights_bytes
-from palimpsest.plan import Plan
+from palimpsest.plan.build import Plan
 from palimpsest.sampling.schedulers import evaluations
 from palimpsest.specs import Rule, Sampler
 

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from palimpsest import params
 from palimpsest.cells import Cell
 from palimpsest.metrics import measuring
-from palimpsest.plan_pieces import Pieces
+from palimpsest.plan.pieces import Pieces
 from palimpsest.runs import BASE
 
 

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
+from palimpsest.cli.common import Overlays, load_plan, load_settings, stop
+
 if TYPE_CHECKING:
     from palimpsest.annotate.board import Board
     from palimpsest.params import Params
@@ -16,12 +18,6 @@ if TYPE_CHECKING:
 STORES = Path("data/annotation")
 LABELS = Path("data/labels")
 app = typer.Typer(invoke_without_command=True, no_args_is_help=False, rich_markup_mode=None)
-Overlays = Annotated[
-    list[Path] | None,
-    typer.Option(
-        "--config", "-c", help="Settings laid over params.yaml, as snakemake's --configfile; repeatable."
-    ),
-]
 Store = Annotated[
     Path | None,
     typer.Option("--store", help=f"Where answers and images are kept; {STORES}/<experiment> when left out."),
@@ -63,7 +59,6 @@ def annotate(
         return
     from palimpsest.annotate.pictures import NoPictures
     from palimpsest.annotate.server import Server
-    from palimpsest.cli import load_settings, stop
 
     settings = load_settings(config)
     session = _open(settings, _store(settings, store), seed, rater or [])
@@ -105,7 +100,6 @@ def _open(settings: Params, folder: Path, seed: int = 0, raters: list[str] | Non
     """The session of a store; whatever is in the way ends the command."""
     from palimpsest.annotate.journal import Busy, Damaged
     from palimpsest.annotate.session import Session
-    from palimpsest.cli import stop
 
     try:
         return Session(
@@ -126,7 +120,6 @@ def _found(
 ) -> Iterator[Any]:
     """The images that the options ask for. Raises NoPictures."""
     from palimpsest.annotate import pictures
-    from palimpsest.cli import load_plan, stop
 
     chosen = [bool(method or suite or cell), folder is not None, manifest is not None]
     if sum(chosen) > 1:
@@ -143,7 +136,6 @@ def _board(settings: Params, folder: Path) -> Board:
     """The board of a store, which may be open in a server."""
     from palimpsest.annotate import board, journal
     from palimpsest.annotate.session import JOURNAL
-    from palimpsest.cli import stop
 
     try:
         return board.replay(journal.read(folder / JOURNAL))
@@ -165,7 +157,6 @@ def export(
     """Write every vote into a file. Below data/labels/<experiment>/, `snakemake` makes the table of classifiers from it."""
     from palimpsest import tracked
     from palimpsest.annotate import exchange
-    from palimpsest.cli import load_settings, stop
 
     settings = load_settings(config)
     path = out or LABELS / settings.experiment / "votes.parquet"
@@ -195,7 +186,6 @@ def take_in(
 ) -> None:
     """Take in votes that were given elsewhere. An answer that is here already stays."""
     from palimpsest.annotate import exchange
-    from palimpsest.cli import load_settings, stop
 
     settings = load_settings(config)
     try:
@@ -218,7 +208,6 @@ def take_in(
 def status(config: Overlays = None, store: Store = None) -> None:
     """Progress of every rater, agreement per theme, and how many disagreements are open. Works while a server runs."""
     from palimpsest.annotate import votes
-    from palimpsest.cli import load_settings
     from palimpsest.metrics.agreement import agreement
 
     settings = load_settings(config)

@@ -6,7 +6,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from palimpsest.plan import Plan
+    from palimpsest.plan.build import Plan
 
 BENCHMARK = """@article{chen2025nsfwerasure,
   title={Comprehensive Evaluation and Analysis for NSFW Concept Erasure in Text-to-Image Diffusion Models},

@@ -14,10 +14,10 @@ from pathlib import Path
 from palimpsest.cells import Cell, Shared
 from palimpsest.keywords.collected import TABLE7
 from palimpsest.params import Params, Sampler
-from palimpsest.plan_pieces import Pieces
-from palimpsest.plan_quality import Builder
-from palimpsest.plan_tables import Tables
-from palimpsest.plan_training import Training
+from palimpsest.plan.pieces import Pieces
+from palimpsest.plan.quality import Builder
+from palimpsest.plan.tables import Tables
+from palimpsest.plan.training import Training
 from palimpsest.runs import (
     BASE,
     UNERASED,

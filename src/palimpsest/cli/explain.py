@@ -10,7 +10,7 @@ from typing import Any
 
 from palimpsest import store
 from palimpsest.cells import Cell
-from palimpsest.plan import Plan
+from palimpsest.plan.build import Plan
 
 SHOWN = 12
 LONGEST = 100

@@ -11,8 +11,8 @@ from importlib import metadata
 from pathlib import Path
 
 from palimpsest import environment, params, runlock
-from palimpsest.cli_doctor_room import disk, gpu
-from palimpsest.cli_doctor_sharing import sharing
+from palimpsest.cli.doctor_room import disk, gpu
+from palimpsest.cli.doctor_sharing import sharing
 from palimpsest.findings import FAIL, GIB, OK, WARN, Check, size
 
 LOCK = "requirements.txt"
@@ -151,7 +151,7 @@ def failures(root: Path) -> Iterator[Check]:
 
 def experiment(settings: Path, overlays: Sequence[Path], root: Path) -> Iterator[Check]:
     """Settings, prompt files and weights of the experiment, and whether what it will do fits this machine."""
-    from palimpsest import plan
+    from palimpsest.plan.build import build
     from palimpsest.prompts.inventory import check_files
     from palimpsest.weights import check_masks, check_quality, check_weights
 
@@ -166,7 +166,7 @@ def experiment(settings: Path, overlays: Sequence[Path], root: Path) -> Iterator
         f"experiment {found.experiment}, {len(found.themes)} themes, {len(found.suites)} suites",
     )
     try:
-        made = plan.build(found, root)
+        made = build(found, root)
         runs = made.applicable()
     except params.BadSettings as error:
         yield Check(FAIL, "settings", str(error), "correct them, then `palimpsest validate`")

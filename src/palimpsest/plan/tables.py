@@ -8,8 +8,8 @@ from typing import Any
 
 from palimpsest.cells import Cell
 from palimpsest.labelled import label_files
-from palimpsest.plan_pieces import Pieces
-from palimpsest.plan_quality import Builder
+from palimpsest.plan.pieces import Pieces
+from palimpsest.plan.quality import Builder
 from palimpsest.reference import FILES, REFERENCE, is_published
 from palimpsest.runs import UNERASED, Run, Variant, not_applicable, run_row, variants_of
 

@@ -6,27 +6,17 @@ Every command imports what it needs when it runs, so that `palimpsest --help` an
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import Annotated
 
 import typer
 
-from palimpsest import cli_annotate
+from palimpsest.cli import annotate
+from palimpsest.cli.common import SETTINGS, Overlays, load_plan, load_settings, stop
 
-if TYPE_CHECKING:
-    from palimpsest.params import Params
-    from palimpsest.plan import Plan
-
-SETTINGS = "params.yaml"
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False
 )
-app.add_typer(cli_annotate.app, name="annotate")
-Overlays = Annotated[
-    list[Path] | None,
-    typer.Option(
-        "--config", "-c", help="Settings laid over params.yaml, as snakemake's --configfile; repeatable."
-    ),
-]
+app.add_typer(annotate.app, name="annotate")
 
 
 @app.callback()
@@ -34,41 +24,10 @@ def palimpsest() -> None:
     """Measure concept erasure in text-to-image diffusion models. `snakemake` runs the experiment; these commands help around it."""
 
 
-def stop(message: str, code: int = 1) -> NoReturn:
-    """Print a message to standard error and end with an exit code."""
-    typer.echo(message, err=True)
-    raise typer.Exit(code)
-
-
-def load_settings(overlays: list[Path] | None) -> Params:
-    """The experiment's settings; every problem is printed and ends the command."""
-    from palimpsest import params
-
-    if not Path(SETTINGS).is_file():
-        stop(
-            f"there is no {SETTINGS} in {Path.cwd()}; run this in the project folder (where the Snakefile is)"
-        )
-    try:
-        return params.load(SETTINGS, *(overlays or []))
-    except params.BadSettings as error:
-        stop(str(error))
-
-
-def load_plan(overlays: list[Path] | None) -> Plan:
-    """The plan of the experiment; settings that cannot be planned end the command."""
-    from palimpsest import params, plan
-
-    settings = load_settings(overlays)
-    try:
-        return plan.build(settings, ".")
-    except params.BadSettings as error:
-        stop(str(error))
-
-
 @app.command()
 def doctor(config: Overlays = None) -> None:
     """Check that a run can work here: libraries, disk, memory, GPU, files of the experiment, locks and leftovers, remote and cache."""
-    from palimpsest.cli_doctor import examine
+    from palimpsest.cli.doctor import examine
     from palimpsest.findings import FAIL
 
     checks = examine(Path(SETTINGS), config or [])
@@ -93,7 +52,7 @@ def explain(
     config: Overlays = None,
 ) -> None:
     """Show what decides a cell's result, and in what it differs from older artifacts at the same place."""
-    from palimpsest.cli_explain import NoSuchCell, explanation, find
+    from palimpsest.cli.explain import NoSuchCell, explanation, find
 
     plan = load_plan(config)
     try:
@@ -109,7 +68,7 @@ def new_method(
     ],
 ) -> None:
     """Write a method that runs at once: module, settings and page, to change into your own."""
-    from palimpsest.cli_new import BadName, write
+    from palimpsest.cli.new_method import BadName, write
 
     try:
         written = write(name, Path("."))
@@ -128,7 +87,7 @@ def cite(
     ] = None,
 ) -> None:
     """Print BibTeX entries of every method an experiment uses, its judge, and the tools."""
-    from palimpsest.cli_cite import entries
+    from palimpsest.cli.cite import entries
 
     overlays = None
     if experiment is not None and experiment != load_settings(None).experiment:
@@ -165,7 +124,7 @@ def validate(
     ] = None,
 ) -> None:
     """Check settings files whole, and print every problem with what is allowed."""
-    from palimpsest.cli_validate import check, everything
+    from palimpsest.cli.validate import check, everything
 
     if not Path(SETTINGS).is_file():
         stop(
@@ -197,7 +156,8 @@ def share(
     ] = False,
 ) -> None:
     """Check every artifact, let DVC track what is new, and say what to commit and push."""
-    from palimpsest import cli_share, sharing
+    from palimpsest import sharing
+    from palimpsest.cli.share import listed, next_steps, other_plans, summary
     from palimpsest.params import BadSettings
     from palimpsest.tracked import DvcFailed
 
@@ -205,15 +165,15 @@ def share(
     try:
         if repair:
             brought, deleted = sharing.repair(plan)
-            lines = cli_share.listed("brought back as shared:", brought)
-            lines += cli_share.listed("deleted (`snakemake` makes them again):", deleted)
+            lines = listed("brought back as shared:", brought)
+            lines += listed("deleted (`snakemake` makes them again):", deleted)
             typer.echo("\n".join(lines or ["Every artifact is whole."]))
             return
-        done = sharing.share(plan, lambda: cli_share.other_plans(Path(SETTINGS), root), prune, dry_run)
+        done = sharing.share(plan, lambda: other_plans(Path(SETTINGS), root), prune, dry_run)
     except (sharing.Refused, DvcFailed, BadSettings) as error:
         stop(str(error))
-    lines = cli_share.summary(done, dry_run)
-    lines += [] if dry_run else cli_share.next_steps(root, plan.params.experiment)
+    lines = summary(done, dry_run)
+    lines += [] if dry_run else next_steps(root, plan.params.experiment)
     typer.echo("\n".join(lines))
 
 
@@ -241,16 +201,16 @@ def estimate(
     as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
 ) -> None:
     """Reckon what an experiment takes before it is run: jobs, images, evaluations, hours, disk, downloads and licences."""
-    from palimpsest import cli_estimate
+    from palimpsest.cli.estimate import chosen, overlay, report
     from palimpsest.estimate.chips import UnknownChip
 
     try:
-        laid = cli_estimate.overlay(experiment) if experiment else None
+        laid = overlay(experiment) if experiment else None
         plan = load_plan([laid] if laid else None)
-        chip = cli_estimate.chosen(plan, device, calibrate, save)
+        chip = chosen(plan, device, calibrate, save)
     except (FileNotFoundError, UnknownChip) as error:
         stop(str(error))
-    typer.echo(cli_estimate.report(plan, chip, remaining, as_json))
+    typer.echo(report(plan, chip, remaining, as_json))
 
 
 @app.command()
@@ -267,12 +227,13 @@ def download(
     only: Annotated[str, typer.Option(help="Only repositories whose name holds this.")] = "",
 ) -> None:
     """Fetch the weights that an experiment reads from the hub, going on after breaks; without --accept list them with their licences."""
-    from palimpsest import cli_download, cli_estimate
+    from palimpsest.cli.download import Refused, run
+    from palimpsest.cli.estimate import overlay
 
     try:
-        laid = cli_estimate.overlay(experiment) if experiment else None
-        cli_download.run(load_plan([laid] if laid else None), experiment or "", only, accept, typer.echo)
-    except (FileNotFoundError, cli_download.Refused) as error:
+        laid = overlay(experiment) if experiment else None
+        run(load_plan([laid] if laid else None), experiment or "", only, accept, typer.echo)
+    except (FileNotFoundError, Refused) as error:
         stop(str(error))
 
 
@@ -287,7 +248,7 @@ def external_template(
     config: Overlays = None,
 ) -> None:
     """Write the manifest that another lab or a service's user fills in: every prompt to make an image of, with its image id."""
-    from palimpsest.cli_external import Refused, write
+    from palimpsest.cli.external import Refused, write
 
     try:
         lines = write(load_settings(config), suites or [], out, Path("."))
@@ -311,7 +272,7 @@ def conclude(
     """Derive levels, guidance and takeaways from a folder of results, by the rules of docs/conclusions.md, as JSON."""
     import json
 
-    from palimpsest.cli_conclude import concluded, sentences
+    from palimpsest.cli.conclude import concluded, sentences
     from palimpsest.store import CorruptArtifact
 
     try:
@@ -335,7 +296,7 @@ def compare(
     """Put two methods of an experiment side by side: paired differences of EP, benign prompts, cost."""
     import json
 
-    from palimpsest.cli_conclude import NoSuchMethod, compared, in_words, load
+    from palimpsest.cli.conclude import NoSuchMethod, compared, in_words, load
     from palimpsest.store import CorruptArtifact
 
     try:

@@ -6,7 +6,8 @@ import subprocess
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from palimpsest import params, plan, tracked
+from palimpsest import params, tracked
+from palimpsest.plan.build import Plan, build
 from palimpsest.published import METRICS, PLOTS
 from palimpsest.sharing import Done
 
@@ -15,11 +16,11 @@ EXPERIMENTS = Path("experiments")
 IN_GIT = (*tracked.PLACES, "data", METRICS.as_posix(), PLOTS.as_posix())
 
 
-def other_plans(settings: Path, root: Path) -> Iterator[plan.Plan]:
+def other_plans(settings: Path, root: Path) -> Iterator[Plan]:
     """The plans of the default experiment and of every file of `experiments/`: pruning spares what any of them names."""
-    yield plan.build(params.load(settings), root)
+    yield build(params.load(settings), root)
     for overlay in sorted((root / EXPERIMENTS).glob("*.yaml")):
-        yield plan.build(params.load(settings, overlay), root)
+        yield build(params.load(settings, overlay), root)
 
 
 def listed(title: str, names: Sequence[str]) -> list[str]:

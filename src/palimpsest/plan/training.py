@@ -8,7 +8,7 @@ from functools import cached_property
 from itertools import pairwise
 
 from palimpsest.cells import Cell
-from palimpsest.plan_pieces import Pieces
+from palimpsest.plan.pieces import Pieces
 from palimpsest.runs import Run, Variant
 from palimpsest.segmenters import registry as segmenters
 

@@ -32,10 +32,10 @@ def check(path: Path, root: Path) -> list[str]:
 
 
 def _experiment(path: Path, root: Path) -> list[str]:
-    from palimpsest import plan
+    from palimpsest.plan.build import build
 
     files = [root / BASE] if path.name == BASE else [root / BASE, root / path]
-    plan.build(params.load(*files), root)
+    build(params.load(*files), root)
     return []
 
 

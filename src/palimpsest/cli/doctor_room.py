@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
 from collections.abc import Iterator, Mapping
 
+from palimpsest import devices
 from palimpsest.findings import FAIL, OK, WARN, Check, size
 from palimpsest.needs import Needs
-from palimpsest.plan import Plan
+from palimpsest.plan.build import Plan
 
 # Logs, Snakemake's own records, temporary files beside artifacts.
 SPARE = 1 << 30
@@ -38,29 +38,13 @@ def room_for(parts: Mapping[str, int], cells: int, free: int) -> Check:
     return Check(OK, "disk", text)
 
 
-def gpus() -> list[tuple[str, int]] | str:
-    """Name and bytes of memory of every GPU that the driver reports; a sentence when it reports none although its tool is there."""
-    tool = shutil.which("nvidia-smi")
-    if tool is None:
-        return []
-    query = [tool, "--query-gpu=name,memory.total", "--format=csv,noheader,nounits"]
-    try:
-        done = subprocess.run(query, capture_output=True, text=True, timeout=20, check=False)
-    except subprocess.TimeoutExpired:
-        return "nvidia-smi does not answer"
-    lines = [line.rsplit(",", 1) for line in done.stdout.splitlines() if "," in line]
-    if done.returncode != 0 or not lines:
-        return f"nvidia-smi failed: {(done.stderr or done.stdout).strip()[:200]}"
-    return [(name.strip(), int(mib) << 20) for name, mib in lines if mib.strip().isdigit()]
-
-
 def gpu(plan: Plan) -> Iterator[Check]:
     """Whether every GPU holds the heaviest jobs of the experiment; whether one is needed at all."""
     needs = Needs(plan).gpu_memory
     wanted = ", ".join(f"{what} {size(amount)}" for what, amount in needs.items() if amount)
     unknown = [what for what, amount in needs.items() if amount is None]
     wanted += f"; unknown before the download: {', '.join(unknown)}" if unknown else ""
-    found = gpus()
+    found = devices.reported()
     if isinstance(found, str):
         yield Check(
             WARN, "gpu", found, "check the driver with `nvidia-smi`, or hide it with CUDA_VISIBLE_DEVICES="

@@ -9,7 +9,7 @@ from palimpsest.estimate import downloads
 from palimpsest.estimate.downloads import Item
 from palimpsest.fetching import Refused
 from palimpsest.findings import size
-from palimpsest.plan import Plan
+from palimpsest.plan.build import Plan
 from palimpsest.weights import hub_cache, is_hub_id
 
 

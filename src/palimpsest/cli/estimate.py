@@ -8,7 +8,7 @@ from pathlib import Path
 
 from palimpsest.estimate import bill, chips, downloads, text
 from palimpsest.estimate.work import Counter
-from palimpsest.plan import Plan
+from palimpsest.plan.build import Plan
 
 DEFAULT = "h200"
 HALF = "bfloat16"

@@ -1,0 +1,5 @@
+"""`python -m palimpsest.cli`: the same as the command `palimpsest`."""
+
+from palimpsest.cli.main import main
+
+main()
