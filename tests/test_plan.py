@@ -57,6 +57,15 @@ def test_a_threshold_moves_only_the_tables_and_the_report(base):
     assert moved(base, after) == {"aggregate": 1, "classifiers": 1, "report": 1}
 
 
+def test_the_report_depends_on_its_layout_and_on_measured_speeds(base):
+    layouts = [p for p in (ROOT / "src/palimpsest/reports/templates").rglob("*") if p.is_file()]
+    speeds = list((ROOT / "benchmarks/results").glob("*.json"))
+    named = {f"reports/templates/{p.name}" for p in layouts} | {
+        f"benchmarks/results/{p.name}" for p in speeds
+    }
+    assert layouts and speeds and named == set(base.final.raw)
+
+
 def test_bootstrap_resamples_move_only_the_tables_and_the_report(base):
     after = built(statistics={"resamples": 300})
     assert moved(base, after) == {"aggregate": 1, "classifiers": 1, "quality_table": 1, "report": 1}

@@ -99,7 +99,7 @@ class Tables:
         """The table and the report of these scores, comparisons and shared artifacts."""
         params = self.pieces.params
         self.aggregate = self.pieces.cell("aggregate", where, args, [*scores, *comparisons])
-        folder = Path(__file__).parent / "reports"
+        folder = Path(__file__).parents[1] / "reports"
         assets = sorted(
             p for p in folder.rglob("*") if p.is_file() and p.suffix in (".html", ".css", ".js", ".j2")
         )
