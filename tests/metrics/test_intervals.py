@@ -63,6 +63,17 @@ def example() -> tuple[np.ndarray, ...]:
     return base, method, prompts, np.where(prompts < 10, "i2p", "lexica")
 
 
+def clusters_of(
+    base: np.ndarray, method: np.ndarray, prompts: np.ndarray, sources: np.ndarray
+) -> list[np.ndarray]:
+    """Unsafe images of each prompt before and after, per source."""
+    places = [sources == source for source in np.unique(sources)]
+    return [
+        intervals.cluster_sums(base[here], method[here], np.unique(prompts[here], return_inverse=True)[1])
+        for here in places
+    ]
+
+
 def test_equal_input_gives_equal_limits_in_any_order() -> None:
     options = {"resamples": 500, "confidence": 0.95}
     arrays = example()
@@ -74,7 +85,7 @@ def test_equal_input_gives_equal_limits_in_any_order() -> None:
 
 def test_merging_equal_prompts_leaves_the_distribution_alone() -> None:
     base, method, prompts, sources = example()
-    clusters = intervals._cluster_sums(base, method, prompts, sources)
+    clusters = clusters_of(base, method, prompts, sources)
     before, after = intervals._resample(clusters, 20000, np.random.default_rng(0))
     rng = np.random.default_rng(1)
     plain = sum(sums[rng.integers(0, len(sums), (20000, len(sums)))].sum(axis=1) for sums in clusters)
@@ -86,7 +97,7 @@ def test_merging_equal_prompts_leaves_the_distribution_alone() -> None:
 def test_strata_keep_their_size() -> None:
     base = np.array([True] * 20 + [False] * 20)
     sources = np.array(["a"] * 20 + ["b"] * 20)
-    clusters = intervals._cluster_sums(base, base, np.arange(40), sources)
+    clusters = clusters_of(base, base, np.arange(40), sources)
     before, _ = intervals._resample(clusters, 200, np.random.default_rng(0))
     assert set(before) == {20}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import polars as pl
 
 from palimpsest import specs
@@ -47,41 +48,76 @@ def verdicts(
     "any" unless the rule names labels for that. Raises ValueError when a label that a rule needs was not scored for every
     image.
     """
-    frames = [_empty(scores)]
+    ids = scores["image_id"].unique().sort()
+    sheet = _sheet(scores, ids)
+    found: dict[tuple[str, str], pl.DataFrame] = {}
     for name, rule in rules.items():
-        found = [
-            _judged(scores, needed, name, theme, rule)
-            for theme, words in themes.items()
-            if (needed := labels(theme, words, name, rule))
-        ]
+        asked = {
+            theme: needed for theme, words in themes.items() if (needed := labels(theme, words, name, rule))
+        }
+        for theme, needed in asked.items():
+            found[name, theme] = _judged(scores, sheet, ids, needed, name, theme, rule)
         if ANY in rule.labels:
-            found.append(_judged(scores, rule.labels[ANY], name, ANY, rule))
-        elif len(found) == len(themes):
-            found.append(_any(pl.concat(found)))
-        frames += [frame.with_columns(rule=pl.lit(name)).select(frames[0].columns) for frame in found]
-    return pl.concat(frames).sort("rule", "theme", "image_id")
+            found[name, ANY] = _judged(scores, sheet, ids, rule.labels[ANY], name, ANY, rule)
+        elif len(asked) == len(themes):
+            found[name, ANY] = _any([found[name, theme] for theme in asked])
+    return _long(scores, sheet, found)
 
 
-def _empty(scores: pl.DataFrame) -> pl.DataFrame:
-    """No verdict, with the columns of all."""
-    return scores.clear().select(
-        *KEYS,
-        pl.lit("").alias("rule"),
-        pl.lit("").alias("theme"),
-        "score",
-        pl.lit(False).alias("unsafe"),
+def _sheet(scores: pl.DataFrame, ids: pl.Series) -> dict[str, pl.DataFrame]:
+    """The rows of every label, by label, each in the order of image ids, so that rules compare columns and need no joins."""
+    parts = scores.rechunk().partition_by("label", as_dict=True, maintain_order=True)
+    return {
+        str(key[0]): part if part["image_id"].equals(ids) else part.sort("image_id", maintain_order=True)
+        for key, part in parts.items()
+    }
+
+
+def _long(
+    scores: pl.DataFrame, sheet: Mapping[str, pl.DataFrame], found: Mapping[tuple[str, str], pl.DataFrame]
+) -> pl.DataFrame:
+    """Verdicts by rule and theme, each in the order of image ids, below each other in the order of rules and themes."""
+    order = sorted(found)
+    columns = [*KEYS, "rule", "theme", "score", "unsafe"]
+    kinds = {"rule": pl.String, "theme": pl.String, "unsafe": pl.Boolean}
+    if not order:
+        return (
+            scores.clear()
+            .with_columns(pl.lit(None, kind).alias(name) for name, kind in kinds.items())
+            .select(columns)
+        )
+    keys = next(iter(sheet.values())).select(KEYS)
+    which = np.repeat(np.arange(len(order)), len(keys))
+    names = {
+        name: pl.Series(name, [place[at] for place in order], dtype=pl.String).gather(which)
+        for at, name in enumerate(("rule", "theme"))
+    }
+    return (
+        pl.concat([keys] * len(order))
+        .with_columns(**names)
+        .hstack(pl.concat([found[place] for place in order]))
+        .select(columns)
     )
 
 
 def _judged(
-    scores: pl.DataFrame, needed: Sequence[str], name: str, theme: str, rule: specs.Rule
+    scores: pl.DataFrame,
+    sheet: Mapping[str, pl.DataFrame],
+    ids: pl.Series,
+    needed: Sequence[str],
+    name: str,
+    theme: str,
+    rule: specs.Rule,
 ) -> pl.DataFrame:
-    """One row per image with theme, score and unsafe."""
-    found = _largest(scores, needed, name, theme)
+    """score and unsafe, one row per image in the order of image ids."""
+    _check(sheet, ids, needed, name, theme)
+    largest = _largest([sheet[label]["score"] for label in needed])
     if rule.kind != "argmax":
-        unsafe = pl.col("score").cast(pl.Float64) > threshold(theme, rule)
-        return found.with_columns(unsafe=unsafe)
-    return found.join(_first_best(scores, needed[0]), on="image_id", maintain_order="left")
+        return largest.select("score", unsafe=pl.col("score").cast(pl.Float64) > threshold(theme, rule))
+    best = ids.to_frame("image_id").join(
+        _first_best(scores, needed[0]), on="image_id", how="left", maintain_order="left"
+    )
+    return largest.select("score").hstack(best.select("unsafe"))
 
 
 def _first_best(scores: pl.DataFrame, label: str) -> pl.DataFrame:
@@ -95,44 +131,45 @@ def _first_best(scores: pl.DataFrame, label: str) -> pl.DataFrame:
     return per_image.select("image_id", unsafe=shown)
 
 
-def _any(both: pl.DataFrame) -> pl.DataFrame:
-    """Whether one of the themes was found."""
-    largest = both.group_by(KEYS, maintain_order=True).agg(pl.col("score").max(), unsafe=_one("unsafe"))
-    return largest.with_columns(theme=pl.lit(ANY)).select(both.columns)
+def _any(themes: Sequence[pl.DataFrame]) -> pl.DataFrame:
+    """Whether one of the themes was found, and the largest score of all: True when one is, null when all are null."""
+    named = {f"{name}{at}": frame[name] for at, frame in enumerate(themes) for name in ("score", "unsafe")}
+    scored, unsafe = (pl.col([f"{name}{at}" for at in range(len(themes))]) for name in ("score", "unsafe"))
+    known = pl.any_horizontal(unsafe.is_not_null())
+    return pl.DataFrame(named).select(
+        score=pl.max_horizontal(scored),
+        unsafe=pl.when(known).then(pl.any_horizontal(unsafe.fill_null(False))),
+    )
 
 
-def _one(column: str) -> pl.Expr:
-    """True when one is, null when all are null."""
-    return pl.when(pl.col(column).is_not_null().any()).then(pl.col(column).any()).otherwise(None)
-
-
-def _largest(scores: pl.DataFrame, needed: Sequence[str], rule: str, theme: str) -> pl.DataFrame:
-    """The largest score over the needed labels per image, with column theme."""
-    found = scores.filter(pl.col("label").is_in(list(needed)))
-    images = scores["image_id"].n_unique()
-    present = dict(found.group_by("label").agg(pl.len()).iter_rows())
+def _check(
+    sheet: Mapping[str, pl.DataFrame], ids: pl.Series, needed: Sequence[str], rule: str, theme: str
+) -> None:
+    """Raise ValueError unless every needed label has a score, or a null, of every image, and an image all of its scores or none."""
     lacking = [
-        f"{label} ({present.get(label, 0)} of {images} images)"
+        f"{label} ({len(sheet[label]) if label in sheet else 0} of {len(ids)} images)"
         for label in needed
-        if present.get(label, 0) != images
+        if label not in sheet or not sheet[label]["image_id"].equals(ids)
     ]
     if lacking:
         raise ValueError(
             f"rule {rule!r} cannot judge {theme!r}: not scored once per image: {lacking}. Delete "
             "these scores and run `snakemake` again."
         )
+    if not any(sheet[label]["score"].null_count() for label in needed):
+        return
     # an image whose scores are partly null was not scored whole; max() would hide that
-    several = found if len(needed) > 1 else found.clear()
-    partly = (
-        several.group_by("image_id")
-        .agg(pl.col("score").null_count().alias("nulls"))
-        .filter(~pl.col("nulls").is_in([0, len(needed)]))
-    )
+    nulls = np.sum([sheet[label]["score"].is_null().to_numpy() for label in needed], axis=0)
+    partly = ids.filter(pl.Series((nulls > 0) & (nulls < len(needed))))
     if len(partly):
         raise ValueError(
-            f"rule {rule!r}, {theme!r}: {len(partly)} images have only part of their scores "
-            f"(first: {partly['image_id'].sort()[0]})"
+            f"rule {rule!r}, {theme!r}: {len(partly)} images have only part of their scores (first: {partly[0]})"
         )
-    return (
-        found.group_by(KEYS, maintain_order=True).agg(pl.col("score").max()).with_columns(theme=pl.lit(theme))
-    )
+
+
+def _largest(columns: Sequence[pl.Series]) -> pl.DataFrame:
+    """The largest of the scores of every image, as column score; null where all are."""
+    if len(columns) == 1:
+        return columns[0].to_frame("score")
+    named = pl.DataFrame({str(at): column for at, column in enumerate(columns)})
+    return named.select(score=pl.max_horizontal(pl.all()))

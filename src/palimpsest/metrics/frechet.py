@@ -29,6 +29,8 @@ def _metric(name: str, title: str, how: str) -> Metric:
     )
 
 
+AT_ONCE = 2**22  # numbers of a set of pictures that are worked on at a time: 32 MiB, and a few copies
+
 METRICS = (
     _metric("fid_pytorch", "FID to real pictures, resized as pytorch-fid does", PYTORCH),
     _metric("fid_clean", "FID to real pictures, resized as clean-fid does", CLEAN),
@@ -46,7 +48,7 @@ def fid(features: np.ndarray, others: np.ndarray) -> float:
     nearly singular product is taken, so no imaginary part has to be thrown away. Raises ValueError for unequal n.
     """
     a, b = sets.checked(features, others)
-    return _fid(a, b)
+    return float(_fid(a[None], b[None])[0])
 
 
 def fid_interval(
@@ -63,24 +65,23 @@ def fid_interval(
     count = int(member.max()) + 1
     if count < 3:  # a fit without one of two groups has no covariance to speak of
         return sets.NONE
-    low, high = sets.jackknife(
-        _fid(a, b), lambda group: _fid(a[member != group], b[member != group]), count, confidence
-    )
+    parts = np.empty(count)
+    for groups, rows in sets.without_each(member):
+        for at in np.array_split(np.arange(len(groups)), 1 + rows.size * a.shape[1] // AT_ONCE):
+            parts[groups[at]] = _fid(a[rows[at]], b[rows[at]])
+    low, high = sets.jackknife(fid(a, b), parts, confidence)
     return max(0.0, low), high
 
 
-def _fid(a: np.ndarray, b: np.ndarray) -> float:
-    n, width = a.shape
-    mean, other = a.mean(axis=0), b.mean(axis=0)
-    x, y = a - mean, b - other
-    if n <= width:
-        cross = np.linalg.svd(x @ y.T, compute_uv=False).sum() / (n - 1)
-    else:
-        cross = np.linalg.svd(_triangle(x) @ _triangle(y).T, compute_uv=False).sum() / (n - 1)
-    spread = ((x**2).sum() + (y**2).sum()) / (n - 1)
-    return max(0.0, float(((mean - other) ** 2).sum() + spread - 2 * cross))
-
-
-def _triangle(x: np.ndarray) -> np.ndarray:
-    """R of x = QR, [d, d]: X Y^T has the singular values of R R'^T, which is small where x is long."""
-    return np.asarray(np.linalg.qr(x, mode="r"))
+def _fid(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """FID [k] of k pairs of sets [k, n, d]."""
+    count, n, width = a.shape
+    mean, other = a.mean(axis=1), b.mean(axis=1)
+    x, y = a - mean[:, None], b - other[:, None]
+    # R of x = QR, [d, d]: X Y^T has the singular values of R R'^T, which is small where x is long
+    left, right = (x, y) if n <= width else (np.linalg.qr(part, mode="r") for part in (x, y))
+    cross = np.linalg.svd(left @ right.swapaxes(1, 2), compute_uv=False).sum(axis=1) / (n - 1)
+    squares = [(part**2).reshape(count, -1).sum(axis=1) for part in (x, y)]
+    spread = (squares[0] + squares[1]) / (n - 1)
+    found: np.ndarray = np.maximum(0.0, ((mean - other) ** 2).sum(axis=1) + spread - 2 * cross)
+    return found

@@ -7,6 +7,7 @@ each are nearer to 30 observations than to 600.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from statistics import NormalDist
 
 import numpy as np
@@ -52,13 +53,33 @@ def ep_interval(
     - u, with u the upper Wilson limit of 0 out of the prompts that had an unsafe base image. Source:
     Davison and Hinkley 1997, sections 2.4 and 3.8 (stratified, resampling whole clusters).
     """
-    clusters = _cluster_sums(base, method, prompts, sources)
-    hit = sum(int((sums[:, 0] > 0).sum()) for sums in clusters)
+    arrays = [np.asarray(a) for a in (base, method, prompts, sources)]
+    if len({len(a) for a in arrays}) != 1:
+        raise ValueError(f"base, method, prompts and sources differ in length: {[len(a) for a in arrays]}")
+    base, method, prompts, sources = arrays
+    sums = []
+    for source in np.unique(sources):
+        here = sources == source
+        sums.append(cluster_sums(base[here], method[here], np.unique(prompts[here], return_inverse=True)[1]))
+    return ep_interval_of_sums(sums, resamples=resamples, confidence=confidence, seed=seed)
+
+
+def cluster_sums(base: np.ndarray, method: np.ndarray, member: np.ndarray) -> np.ndarray:
+    """int [clusters, 2] unsafe images of each prompt before and after. base, method: bool [n] verdicts; member: [n] prompts, 0, 1, ..."""
+    sums = [np.bincount(member, weights=flags) for flags in (base, method)]
+    return np.stack(sums, axis=1).astype(np.int64)
+
+
+def ep_interval_of_sums(
+    sums: Sequence[np.ndarray], *, resamples: int, confidence: float, seed: int
+) -> Interval:
+    """The same from unsafe images per prompt: of each source, in the order of their names, int [prompts, 2] before and after."""
+    hit = sum(int((counts[:, 0] > 0).sum()) for counts in sums)
     if hit < 2:
         return NONE
-    if not np.asarray(method, bool).any():
+    if not any(counts[:, 1].any() for counts in sums):
         return 1 - wilson(0, hit, confidence)[1], 1.0
-    before, after = _resample(clusters, resamples, np.random.default_rng(seed))
+    before, after = _resample(sums, resamples, np.random.default_rng(seed))
     defined = before > 0
     ep = 1 - after[defined] / before[defined]
     tail = (1 - confidence) / 2
@@ -85,25 +106,8 @@ def mean_interval(values: np.ndarray, clusters: np.ndarray, confidence: float = 
     return mean - half, mean + half
 
 
-def _cluster_sums(
-    base: np.ndarray, method: np.ndarray, prompts: np.ndarray, sources: np.ndarray
-) -> list[np.ndarray]:
-    """Per source, sorted by name: int [clusters, 2] unsafe images of each prompt before and after."""
-    arrays = [np.asarray(a) for a in (base, method, prompts, sources)]
-    if len({len(a) for a in arrays}) != 1:
-        raise ValueError(f"base, method, prompts and sources differ in length: {[len(a) for a in arrays]}")
-    base, method, prompts, sources = arrays
-    found = []
-    for source in np.unique(sources):
-        here = sources == source
-        _, cluster = np.unique(prompts[here], return_inverse=True)
-        sums = [np.bincount(cluster, weights=flags[here]) for flags in (base, method)]
-        found.append(np.stack(sums, axis=1).astype(np.int64))
-    return found
-
-
 def _resample(
-    clusters: list[np.ndarray], resamples: int, rng: np.random.Generator
+    clusters: Sequence[np.ndarray], resamples: int, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
     """Sums over resampled clusters, int [resamples] before and after.
 
@@ -113,7 +117,10 @@ def _resample(
     """
     total = np.zeros((resamples, 2), np.int64)
     for sums in clusters:
-        kinds, members = np.unique(sums, axis=0, return_counts=True)
-        weights = rng.multinomial(len(sums), members / len(sums), size=resamples)
-        total += weights @ kinds
+        # both sums of a prompt as one number, so that counting finds the kinds, in the order of before, then after
+        width = int(sums[:, 1].max()) + 1
+        counted = np.bincount(sums[:, 0] * width + sums[:, 1])
+        codes = np.flatnonzero(counted)
+        kinds = np.stack([codes // width, codes % width], axis=1)
+        total += rng.multinomial(len(sums), counted[codes] / len(sums), size=resamples) @ kinds
     return total[:, 0], total[:, 1]

@@ -5,6 +5,8 @@ Unbiased: sets of other sizes have the same expectation, so it may be negative w
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from palimpsest.metrics import sets
@@ -51,8 +53,7 @@ def kid(features: np.ndarray, others: np.ndarray, *, paired: bool = False) -> fl
     is left out across the sets, as it is within them (Gretton et al. 2012, JMLR 13:723, equation 4); with it, KID would be far below 0.
     """
     a, b = sets.checked(features, others)
-    one = np.zeros(len(a), np.int64)
-    return _unbiased(_block_sums(a, b, one, 1), np.bincount(one), paired)
+    return _whole(a, b, paired)
 
 
 def kid_interval(
@@ -74,16 +75,21 @@ def kid_interval(
     count = int(member.max()) + 1
     sizes = np.bincount(member, minlength=count)
     sums = _block_sums(a, b, member, count)
-    value = _unbiased(sums, sizes, paired)
+    value = float(_unbiased([part[None] for part in sums], sizes[None], paired)[0])
     if len(a) - sizes.max() < 2:
         return value, sets.NONE
 
-    def without(group: int) -> float:
-        kept = np.arange(count) != group
-        rest = [part[kept][:, kept] if part.ndim == 2 else part[kept] for part in sums]
-        return _unbiased(rest, sizes[kept], paired)
+    parts = np.empty(count)
+    for groups, kept in sets.without_each(np.arange(count)):
+        rest = [part[kept[:, None], kept[:, :, None]] if part.ndim == 2 else part[kept] for part in sums]
+        parts[groups] = _unbiased(rest, sizes[kept], paired)
+    return value, sets.jackknife(value, parts, confidence)
 
-    return value, sets.jackknife(value, without, count, confidence)
+
+def _whole(a: np.ndarray, b: np.ndarray, paired: bool) -> float:
+    """KID of all rows."""
+    sums = _block_sums(a, b, np.zeros(len(a), np.int64), 1)
+    return float(_unbiased([part[None] for part in sums], np.array([[len(a)]]), paired)[0])
 
 
 def kid_subsets(
@@ -101,11 +107,11 @@ def kid_subsets(
     a, b = sets.checked(features, others)
     if not 2 <= size <= len(a):
         raise ValueError(f"subsets of {size} pictures from sets of {len(a)}: give a size in 2..{len(a)}")
-    rng, one = np.random.default_rng(seed), np.zeros(size, np.int64)
+    rng = np.random.default_rng(seed)
     values = []
     for _ in range(subsets):
         left, right = (rng.permutation(len(a))[:size] for _ in range(2))
-        values.append(_unbiased(_block_sums(a[left], b[right], one, 1), np.bincount(one), paired=False))
+        values.append(_whole(a[left], b[right], paired=False))
     return float(np.mean(values)), float(np.std(values))
 
 
@@ -128,9 +134,11 @@ def _block_sums(a: np.ndarray, b: np.ndarray, member: np.ndarray, count: int) ->
     return [*found, *diagonals]
 
 
-def _unbiased(sums: list[np.ndarray], sizes: np.ndarray, paired: bool) -> float:
-    n = int(sizes.sum())
-    within_a, within_b, across, own_a, own_b, own = (float(part.sum()) for part in sums)
+def _unbiased(sums: Sequence[np.ndarray], sizes: np.ndarray, paired: bool) -> np.ndarray:
+    """KID [k] from k times the sums of `_block_sums` [k, groups, groups] and [k, groups]; sizes: int [k, groups] pictures."""
+    n = sizes.sum(axis=1)
+    within_a, within_b, across, own_a, own_b, own = (part.reshape(len(part), -1).sum(axis=1) for part in sums)
     pairs = n * (n - 1)
     between = (across - own) / pairs if paired else across / n**2
-    return (within_a - own_a + within_b - own_b) / pairs - 2 * between
+    found: np.ndarray = (within_a - own_a + within_b - own_b) / pairs - 2 * between
+    return found

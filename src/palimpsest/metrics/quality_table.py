@@ -164,9 +164,10 @@ def grd_row(base: pl.DataFrame, method: pl.DataFrame, parts: Mapping[str, Any], 
 
 def missing(frame: pl.DataFrame, base: pl.DataFrame, name: str) -> Row | None:
     """A row that says why a cell cannot be compared: it does not cover the base's images. None when it does."""
-    ours, theirs = set(frame["image_id"]), set(base["image_id"])
-    if ours == theirs:
+    ids = [part["image_id"].unique().sort() for part in (frame, base)]
+    if ids[0].equals(ids[1]):
         return None
+    ours, theirs = (set(part) for part in ids)
     reason = f"covers {len(ours & theirs)} of the base's {len(theirs)} images"
     return {"metric": name, "n": len(ours), "status": "missing", "reason": reason}
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Iterator
 from statistics import NormalDist
 
 import numpy as np
@@ -44,17 +44,27 @@ def groups_of(clusters: np.ndarray, most: int = GROUPS, seed: int = 0) -> np.nda
     return place[member]
 
 
-def jackknife(
-    value: float, without: Callable[[int], float], groups: int, confidence: float = 0.95
-) -> Interval:
+def without_each(member: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """What is left without each group, for groups of one size at a time: groups [g], and rows [g, kept] in their order.
+
+    member: int [n] groups 0, 1, ... of the rows. Equal sizes make arrays of one shape, so that one call of a library serves many groups.
+    """
+    sizes = np.bincount(member)
+    for size in np.unique(sizes):
+        groups = np.flatnonzero(sizes == size)
+        yield groups, np.stack([np.flatnonzero(member != group) for group in groups])
+
+
+def jackknife(value: float, parts: np.ndarray, confidence: float = 0.95) -> Interval:
     """Normal limits around a value with the standard error of a delete-a-group jackknife.
 
-    without(g): the value without group g. (NaN, NaN) for fewer than two groups. Sources: Quenouille 1956, doi:10.1093/biomet/43.3-4.353;
+    parts: [groups] the value without each group. (NaN, NaN) for fewer than two groups. Sources: Quenouille 1956,
+    doi:10.1093/biomet/43.3-4.353;
     Kott 2001, Journal of Official Statistics 17(4), 521-526 (groups of clusters); Arvesen 1969, doi:10.1214/aoms/1177697287 (U statistics).
     """
+    groups = len(parts)
     if groups < 2:
         return NONE
-    parts = np.array([without(group) for group in range(groups)])
     error = math.sqrt((groups - 1) / groups * float(((parts - parts.mean()) ** 2).sum()))
     half = NormalDist().inv_cdf(0.5 + confidence / 2) * error
     return value - half, value + half

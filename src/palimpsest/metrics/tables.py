@@ -5,8 +5,12 @@ theme.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import product
 from typing import Any, Literal
 
+import numpy as np
 import polars as pl
 
 from palimpsest import specs
@@ -94,42 +98,101 @@ def cell_rows(
     """
     _check_names("identity", identity, IDENTITY)
     check_coverage(base_scores["image_id"].unique(), method_scores["image_id"].unique())
-    judged_for = judged_themes(identity["theme"], themes)
-    own = {name: words for name, words in themes.items() if name in judged_for}
+    own = {name: words for name, words in themes.items() if name in judged_themes(identity["theme"], themes)}
     known = {} if known is None else known
     if tuple(own) not in known:
-        found = judging.verdicts(base_scores, own, rules)
-        known[tuple(own)] = found.select("image_id", "rule", "theme", base="unsafe")
-    base = known[tuple(own)]
-    method = judging.verdicts(method_scores, own, rules)
-    pairs = method.join(base, on=["image_id", "rule", "theme"]).rename({"unsafe": "method"}).sort("image_id")
-    if (
-        pairs.is_empty()
-    ):  # a detector that no rule reads, or of which no rule says anything about these themes
+        known[tuple(own)] = judging.verdicts(base_scores, own, rules)
+    pairs = _paired(known[tuple(own)], judging.verdicts(method_scores, own, rules))
+    if pairs is None:  # a detector that no rule reads, or of which no rule says anything about these themes
         return pl.DataFrame([], schema=SCHEMA)
-    images = pairs["image_id"].n_unique()
-    pairs = pairs.filter(pl.col("decision") != NOT_PROVIDED)
-    absent = images - pairs["image_id"].n_unique()
+    images, absent = pairs.images, pairs.images - len(pairs.sources)
     if absent == images:
         return skipped_row(experiment, identity, f"none of the {images} images were provided")
     shared = {"experiment": experiment, **identity}
-    drifts: dict[str, dict[str, float | None]] = {}
+    drifts = _drifts(drift, pairs.datasets, statistics.confidence)
     rows = []
-    for rule in rules:
-        for theme in judged_for:
-            judged = pairs.filter((pl.col("rule") == rule) & (pl.col("theme") == theme))
-            if judged.is_empty():  # the rule says nothing about this theme
-                continue
-            for dataset, part in _datasets(judged):
-                if dataset not in drifts:
-                    drifts[dataset] = _drift(drift, dataset, statistics.confidence)
-                where = {"dataset": dataset, "rule": rule, "judged_theme": theme, **drifts[dataset]}
-                row = shared | where | _numbers(part, identity["method"] == BASE, kind, statistics, seed)
-                if absent:
-                    note = f"{absent} of {images} images of the suite were not provided and are left out"
-                    row["reason"] = "; ".join(filter(None, (row["reason"], note)))
-                rows.append(row)
+    for rule, theme in product(rules, judged_themes(identity["theme"], themes)):
+        if (rule, theme) not in pairs.verdicts:  # the rule says nothing about this theme
+            continue
+        for dataset in pairs.datasets:
+            where = {"dataset": dataset, "rule": rule, "judged_theme": theme, **drifts[dataset]}
+            part = pairs.part(rule, theme, dataset)
+            row = shared | where | _numbers(part, identity["method"] == BASE, kind, statistics, seed)
+            if absent:
+                note = f"{absent} of {images} images of the suite were not provided and are left out"
+                row["reason"] = "; ".join(filter(None, (row["reason"], note)))
+            rows.append(row)
     return pl.DataFrame(rows, schema=SCHEMA, orient="row")
+
+
+@dataclass(frozen=True)
+class Part:
+    """Verdicts on the images of one data set: bool [n] of the base and of the method, and whether the method made an image; per source,
+    in order, the prompt of each of its images and where they stand among the n."""
+
+    base: np.ndarray
+    method: np.ndarray
+    answered: np.ndarray
+    prompts: Sequence[tuple[np.ndarray, np.ndarray]]
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Verdicts of a base and a method on the same images, in the order of image ids; of these only those that were provided.
+
+    images: how many there are, provided or not; sources: [n] str; prompts: [n] numbers of prompts within a source; verdicts: base, method
+    and answered, bool [n], by rule and theme; datasets: the sources in order, then "overall".
+    """
+
+    images: int
+    sources: np.ndarray
+    prompts: np.ndarray
+    verdicts: Mapping[tuple[str, str], tuple[np.ndarray, np.ndarray, np.ndarray]]
+
+    @property
+    def datasets(self) -> list[str]:
+        return [*np.unique(self.sources).tolist(), OVERALL]
+
+    @cached_property
+    def _places(self) -> dict[str, tuple[np.ndarray, list[tuple[np.ndarray, np.ndarray]]]]:
+        """Per data set its images, and its `Part.prompts`: the same for every rule and theme."""
+        found = {}
+        for source in self.datasets[:-1]:
+            here = np.flatnonzero(self.sources == source)
+            found[source] = (
+                here,
+                [(np.unique(self.prompts[here], return_inverse=True)[1], np.arange(len(here)))],
+            )
+        whole = [(prompts[0][0], here) for here, prompts in found.values()]
+        return found | {OVERALL: (np.arange(len(self.sources)), whole)}
+
+    def part(self, rule: str, theme: str, dataset: str) -> Part:
+        """The verdicts of a rule on a theme in a data set."""
+        here, prompts = self._places[dataset]
+        return Part(*(flags[here] for flags in self.verdicts[rule, theme]), prompts)
+
+
+def _paired(base: pl.DataFrame, method: pl.DataFrame) -> Pairs | None:
+    """Verdicts (`detectors.rules.verdicts`) of the same images by the same rules side by side; None when there are none.
+
+    Both are in the order of rule, theme and image, with one row for each, so that they stand side by side without a join.
+    """
+    if method.is_empty():
+        return None
+    places = method.select("rule", "theme").unique(maintain_order=True).rows()
+    images = len(method) // len(places)
+    first = method.head(images)
+    kept = (first["decision"] != NOT_PROVIDED).fill_null(False).to_numpy()
+    before, after = (
+        frame["unsafe"].fill_null(False).to_numpy().reshape(-1, images)[:, kept] for frame in (base, method)
+    )
+    made = method["unsafe"].is_not_null().to_numpy().reshape(-1, images)[:, kept]
+    return Pairs(
+        images,
+        first["source"].to_numpy()[kept],
+        first["prompt_id"].rank("dense").to_numpy()[kept],
+        {place: (before[at], after[at], made[at]) for at, place in enumerate(places)},
+    )
 
 
 def judged_themes(theme: str | None, themes: Iterable[str]) -> list[str]:
@@ -170,20 +233,9 @@ def finish(frame: pl.DataFrame) -> pl.DataFrame:
     return whole.sort(SORT, nulls_last=True, maintain_order=True)
 
 
-def _datasets(judged: pl.DataFrame) -> list[tuple[str, pl.DataFrame]]:
-    by_source = [
-        (source, judged.filter(pl.col("source") == source)) for source in judged["source"].unique().sort()
-    ]
-    return [*by_source, (OVERALL, judged)]
-
-
-def _numbers(
-    part: pl.DataFrame, is_base: bool, kind: str, statistics: specs.Statistics, seed: int
-) -> dict[str, Any]:
-    """The measured columns of one row, from paired verdicts (null where no image was made)."""
-    base = part["base"].fill_null(False).to_numpy()
-    method = part["method"].fill_null(False).to_numpy()
-    found = ep.count(base, method, part["method"].is_not_null().to_numpy())
+def _numbers(part: Part, is_base: bool, kind: str, statistics: specs.Statistics, seed: int) -> dict[str, Any]:
+    """The measured columns of one row."""
+    found = ep.count(part.base, part.method, part.answered)
     confidence = statistics.confidence
     induction = intervals.wilson(found.induced, found.n - found.n_base_unsafe, confidence)
     row: dict[str, Any] = {
@@ -200,14 +252,11 @@ def _numbers(
     if kind == "benign":
         return row
     suppression = intervals.wilson(found.suppressed, found.n_base_unsafe, confidence)
-    limits = intervals.ep_interval(
-        base,
-        method,
-        part["prompt_id"].to_numpy(),
-        part["source"].to_numpy(),
-        resamples=statistics.resamples,
-        confidence=confidence,
-        seed=seed,
+    sums = [
+        intervals.cluster_sums(part.base[here], part.method[here], prompts) for prompts, here in part.prompts
+    ]
+    limits = intervals.ep_interval_of_sums(
+        sums, resamples=statistics.resamples, confidence=statistics.confidence, seed=seed
     )
     row |= {"ep": found.ep, "ep_low": limits[0], "ep_high": limits[1]}
     row |= {
@@ -229,16 +278,26 @@ def _numbers(
     return row
 
 
-def _drift(drift: pl.DataFrame | None, dataset: str, confidence: float) -> dict[str, float | None]:
-    """Mean drift of the answered images and its interval over prompts; an image id ends in its repetition."""
+def _drifts(
+    drift: pl.DataFrame | None, datasets: Sequence[str], confidence: float
+) -> dict[str, dict[str, float | None]]:
+    """Per data set the mean drift of the answered images and its interval over prompts; an image id ends in its repetition."""
     if drift is None:
-        return {}
-    part = (drift if dataset == OVERALL else drift.filter(pl.col("source") == dataset)).drop_nulls("rmse")
-    if part.is_empty():
-        return {}
-    prompts = part["image_id"].str.replace(r"/[^/]*$", "").to_numpy()
-    low, high = intervals.mean_interval(part["rmse"].to_numpy(), prompts, confidence)
-    return {"drift": float(part["rmse"].to_numpy().mean()), "drift_low": low, "drift_high": high}
+        return {dataset: {} for dataset in datasets}
+    known = drift.drop_nulls("rmse")
+    # numbers in the order of the names: texts are compared once, not once per data set
+    prompts = known["image_id"].str.replace(r"/[^/]*$", "").rank("dense").to_numpy()
+    sources, values = known["source"].to_numpy(), known["rmse"].to_numpy()
+    found: dict[str, dict[str, float | None]] = {}
+    for dataset in datasets:
+        here = slice(None) if dataset == OVERALL else np.flatnonzero(sources == dataset)
+        part = values[here]
+        if not len(part):
+            found[dataset] = {}
+            continue
+        low, high = intervals.mean_interval(part, prompts[here], confidence)
+        found[dataset] = {"drift": float(part.mean()), "drift_low": low, "drift_high": high}
+    return found
 
 
 def _empty_row(experiment: str, identity: Mapping[str, Any], status: str, reason: str) -> pl.DataFrame:

@@ -18,6 +18,7 @@ from palimpsest.metrics import tables
 from palimpsest.specs import Rule, Statistics
 
 BASE = tables.BASE
+READ = [*judging.KEYS, "label", "score"]
 COSTS: dict[str, Any] = {
     "method": pl.String,
     "preset": pl.String,
@@ -75,7 +76,7 @@ def rows_of(job: Job) -> pl.DataFrame:
             continue
         base_place = (BASE, run["base"], "none", place[3], place[4])
         if base_place not in cached:
-            cached[base_place] = joined(scores[base_place])
+            cached[base_place] = joined(scores[base_place], READ)
         drift_shards = comparisons.get((*place[:4], ""))
         identity = {
             name: run[name] for name in ("method", "preset", "theme", "keyword_set", "training_images")
@@ -84,7 +85,7 @@ def rows_of(job: Job) -> pl.DataFrame:
             tables.cell_rows(
                 args["experiment"],
                 cached[base_place],
-                joined(scores[place]),
+                joined(scores[place], READ),
                 {**identity, "suite": place[3], "detector": place[4]},
                 read,
                 args["themes"],
