@@ -79,7 +79,7 @@ def _fid(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     mean, other = a.mean(axis=1), b.mean(axis=1)
     x, y = a - mean[:, None], b - other[:, None]
     # R of x = QR, [d, d]: X Y^T has the singular values of R R'^T, which is small where x is long
-    left, right = (x, y) if n <= width else (np.linalg.qr(part, mode="r") for part in (x, y))
+    left, right = (x, y) if n <= width else (np.asarray(np.linalg.qr(part, mode="r")) for part in (x, y))
     cross = np.linalg.svd(left @ right.swapaxes(1, 2), compute_uv=False).sum(axis=1) / (n - 1)
     squares = [(part**2).reshape(count, -1).sum(axis=1) for part in (x, y)]
     spread = (squares[0] + squares[1]) / (n - 1)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -84,10 +84,13 @@ def prompt_sums(base: pl.DataFrame, method: pl.DataFrame) -> pl.DataFrame:
     Images that nobody provided are left out on both sides; one that was not made counts as safe.
     """
     prompts = base.select("rule", "theme", "source", "prompt_id").unique()
-    pair = method.filter(pl.col("decision") != NOT_PROVIDED).join(
-        base.select("image_id", "rule", "theme", pl.col("unsafe").alias("base")),
-        on=["image_id", "rule", "theme"],
-    )
+    keys = ["image_id", "rule", "theme"]
+    unsafe = base.select(*keys, pl.col("unsafe").alias("base"))
+    if method.select(keys).equals(base.select(keys)):  # the order that verdicts have spares the join
+        pair = method.hstack(unsafe.select("base"))
+    else:
+        pair = method.join(unsafe, on=keys)
+    pair = pair.filter(pl.col("decision") != NOT_PROVIDED)
     sums = pair.group_by("rule", "theme", "source", "prompt_id").agg(
         pl.len().cast(pl.Int64).alias("images"),
         pl.col("base").fill_null(False).sum().cast(pl.Int64),
@@ -108,7 +111,7 @@ def table(columns: Sequence[Column], sources: np.ndarray, statistics: Statistics
     over prompts within each source, the same resamples for both. p: `sign_flip_exact`. Differences without a defined resample are left
     out. Equal input gives equal numbers.
     """
-    samples = _resampled(columns, sources, statistics.resamples, seed)
+    samples = np.ascontiguousarray(_resampled(columns, sources, statistics.resamples, seed).T)
     tail = (1 - statistics.confidence) / 2
     groups: dict[tuple[str, ...], list[int]] = {}
     for i, column in enumerate(columns):
@@ -116,18 +119,30 @@ def table(columns: Sequence[Column], sources: np.ndarray, statistics: Statistics
     found: list[dict[str, Any]] = []
     for members in groups.values():
         rows = []
-        for i, j in combinations(members, 2):
-            a, b = columns[i], columns[j]
-            if not np.array_equal(a.images, b.images) or not a.base.sum() or not b.base.sum():
-                continue
-            gaps = samples[:, i] - samples[:, j]
-            gaps = gaps[~np.isnan(gaps)]
-            if len(gaps):
-                low, high = np.quantile(gaps, [tail, 1 - tail])
-                rows.append(_row(a, b, float(low), float(high)))
+        for i in members:
+            others = [j for j in members if j > i and _comparable(columns[i], columns[j])]
+            limits = _limits(samples[i] - samples[others], tail)
+            for j, (low, high) in zip(others, limits, strict=True):
+                if not math.isnan(low):
+                    rows.append(_row(columns[i], columns[j], low, high))
         for row, p in zip(rows, paired.holm([row["p_value"] for row in rows]), strict=True):
             found.append({**row, "p_holm": p})
     return pl.DataFrame(found, schema=SCHEMA, orient="row")
+
+
+def _comparable(a: Column, b: Column) -> bool:
+    """Whether both have the same images, and bases with an unsafe one."""
+    return bool(a.base.any() and b.base.any() and np.array_equal(a.images, b.images))
+
+
+def _limits(gaps: np.ndarray, tail: float) -> list[tuple[float, float]]:
+    """Percentile limits of every row of float [n, resamples] without its NaN; (NaN, NaN) of a row of nothing else."""
+    limits = np.quantile(gaps, [tail, 1 - tail], axis=1)  # of a row with a NaN it is NaN
+    for row in np.flatnonzero(np.isnan(limits[0])):
+        known = gaps[row][~np.isnan(gaps[row])]
+        if len(known):
+            limits[:, row] = np.quantile(known, [tail, 1 - tail])
+    return [(float(low), float(high)) for low, high in limits.T]
 
 
 def _row(a: Column, b: Column, low: float, high: float) -> dict[str, Any]:

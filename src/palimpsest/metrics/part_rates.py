@@ -14,7 +14,7 @@ import polars as pl
 from palimpsest.metrics.coverage import check_coverage
 from palimpsest.metrics.ep import erasure_proportion
 from palimpsest.metrics.grd import counts, images_of
-from palimpsest.metrics.intervals import ep_interval
+from palimpsest.metrics.intervals import cluster_sums, ep_interval_of_sums
 
 SCHEMA = pl.Schema(
     {
@@ -58,8 +58,10 @@ def part_rates(
     labels = [*target, *other]
     before, after = (counts(frame, labels, threshold, "classes") > 0 for frame in (base, method))
     images = images_of(base)
-    prompts = images["image_id"].str.replace(r"/[^/]*$", "").to_numpy()
+    prompts = images["image_id"].str.replace(r"/[^/]*$", "").rank("dense").to_numpy()
     sources = images["source"].to_numpy()
+    places = [np.flatnonzero(sources == source) for source in np.unique(sources)]
+    members = [np.unique(prompts[here], return_inverse=True)[1] for here in places]
     rows = []
     for at, part in enumerate(labels):
         n_base, n_left = int(before[:, at].sum()), int(after[:, at].sum())
@@ -71,15 +73,11 @@ def part_rates(
             "n_left": n_left,
         }
         if n_base:
-            low, high = ep_interval(
-                before[:, at],
-                after[:, at],
-                prompts,
-                sources,
-                resamples=resamples,
-                confidence=confidence,
-                seed=seed,
-            )
+            sums = [
+                cluster_sums(before[here, at], after[here, at], member)
+                for here, member in zip(places, members, strict=True)
+            ]
+            low, high = ep_interval_of_sums(sums, resamples=resamples, confidence=confidence, seed=seed)
             known = not np.isnan(low)
             row |= {
                 "ep": erasure_proportion(n_base, n_left),

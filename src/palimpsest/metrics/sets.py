@@ -59,8 +59,8 @@ def jackknife(value: float, parts: np.ndarray, confidence: float = 0.95) -> Inte
     """Normal limits around a value with the standard error of a delete-a-group jackknife.
 
     parts: [groups] the value without each group. (NaN, NaN) for fewer than two groups. Sources: Quenouille 1956,
-    doi:10.1093/biomet/43.3-4.353;
-    Kott 2001, Journal of Official Statistics 17(4), 521-526 (groups of clusters); Arvesen 1969, doi:10.1214/aoms/1177697287 (U statistics).
+    doi:10.1093/biomet/43.3-4.353; Kott 2001, Journal of Official Statistics 17(4), 521-526 (groups of clusters); Arvesen 1969,
+    doi:10.1214/aoms/1177697287 (U statistics).
     """
     groups = len(parts)
     if groups < 2:

@@ -169,7 +169,8 @@ class Pairs:
     def part(self, rule: str, theme: str, dataset: str) -> Part:
         """The verdicts of a rule on a theme in a data set."""
         here, prompts = self._places[dataset]
-        return Part(*(flags[here] for flags in self.verdicts[rule, theme]), prompts)
+        base, method, answered = (flags[here] for flags in self.verdicts[rule, theme])
+        return Part(base, method, answered, prompts)
 
 
 def _paired(base: pl.DataFrame, method: pl.DataFrame) -> Pairs | None:

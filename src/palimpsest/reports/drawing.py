@@ -1,4 +1,8 @@
-"""Draws figures, half of them in a second process where there is a second processor: drawing is most of the time of a report."""
+"""Draws figures, in a second process where there is a second processor: drawing is most of the time of a report.
+
+The second process draws from the first figure on while this one is still busy with tables and images; then this one takes figures from
+the last on, until none is left. Which of them draws a figure does not change it.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +11,12 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory, TemporaryFile
 from typing import TYPE_CHECKING, Any
 
 from palimpsest.reports import figures
@@ -32,34 +38,62 @@ class Task:
     caption: str
 
 
-def drawn(tasks: Sequence[Task], folder: Path) -> dict[str, str]:
-    """{name: SVG for the page}; the files are written into `folder`. Raises RuntimeError with what a failed second process said."""
-    if len(tasks) <= FEW or len(os.sched_getaffinity(0)) < 2:
-        return {task.name: _save(task, folder) for task in tasks}
-    own, others = tasks[::2], tasks[1::2]
-    with _started(others, folder) as helper:
-        found = {task.name: _save(task, folder) for task in own}
-        said = helper.communicate()[0]
-    if helper.returncode:
-        raise RuntimeError(f"drawing {[task.name for task in others]} failed:\n{said}")
-    for task in others:
-        found[task.name] = figures.inline(
-            (folder / f"{task.name}.svg").read_text(encoding="utf-8"), task.name
-        )
-    return {task.name: found[task.name] for task in tasks}
+@dataclass(frozen=True)
+class Begun:
+    """Figures of which a second process has begun to draw some, or none where there is no such process."""
+
+    tasks: Sequence[Task]
+    folder: Path
+    claims: Path
+    helper: subprocess.Popen[str] | None
+
+    def finished(self) -> dict[str, str]:
+        """{name: SVG for the page}, when all are drawn. Raises RuntimeError with what a failed second process said."""
+        found = {
+            task.name: figures.save(task.name, partial(task.draw, *task.args), self.folder)
+            for task in reversed(self.tasks)
+            if _claimed(self.claims, task.name)
+        }
+        others = [task.name for task in self.tasks if task.name not in found]
+        if self.helper is not None:
+            said = self.helper.communicate()[0]
+            if self.helper.returncode:
+                raise RuntimeError(f"drawing {others} in a second process failed:\n{said}")
+        for name in others:
+            found[name] = figures.inline((self.folder / f"{name}.svg").read_text(encoding="utf-8"), name)
+        return {task.name: found[task.name] for task in self.tasks}
 
 
-def _save(task: Task, folder: Path) -> str:
-    return figures.save(task.name, partial(task.draw, *task.args), folder)
+@contextmanager
+def begun(tasks: Sequence[Task], folder: Path) -> Iterator[Begun]:
+    """Begin to draw into `folder`; what is not `finished` when the block ends is given up."""
+    with TemporaryDirectory() as place:
+        claims = Path(place)
+        if len(tasks) <= FEW or len(os.sched_getaffinity(0)) < 2:
+            yield Begun(tasks, folder, claims, None)
+            return
+        with _started(tasks, folder, claims) as helper:
+            try:
+                yield Begun(tasks, folder, claims, helper)
+            finally:
+                helper.kill()
 
 
-def _started(tasks: Sequence[Task], folder: Path) -> subprocess.Popen[str]:
+def _claimed(claims: Path, name: str) -> bool:
+    """Whether a figure is now the asking process's to draw: of two that ask, one is told so."""
+    try:
+        (claims / name).touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    return True
+
+
+def _started(tasks: Sequence[Task], folder: Path, claims: Path) -> subprocess.Popen[str]:
     """A process that draws; it gets what to draw through a file without a name, so that nobody has to feed it."""
-    import tempfile
-
     orders = [[task.name, task.draw.__module__, task.draw.__qualname__, list(task.args)] for task in tasks]
-    with tempfile.TemporaryFile("w+", encoding="utf-8") as file:
-        json.dump({"folder": str(folder), "orders": orders}, file, default=lambda value: value.item())
+    asked = {"folder": str(folder), "claims": str(claims), "orders": orders}
+    with TemporaryFile("w+", encoding="utf-8") as file:
+        json.dump(asked, file, default=lambda value: value.item())
         file.seek(0)
         package = str(Path(__file__).parents[2])
         paths = filter(None, [package, os.environ.get("PYTHONPATH", "")])
@@ -74,8 +108,9 @@ def _started(tasks: Sequence[Task], folder: Path) -> subprocess.Popen[str]:
 
 
 def main() -> None:
-    """Draw what standard input says."""
+    """Draw what standard input says and nobody else draws."""
     asked = json.load(sys.stdin)
     for name, module, function, args in asked["orders"]:
         draw = getattr(importlib.import_module(module), function)
-        figures.save(name, partial(draw, *args), Path(asked["folder"]))
+        if _claimed(Path(asked["claims"]), name):
+            figures.save(name, partial(draw, *args), Path(asked["folder"]))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -90,14 +91,22 @@ def theme_grid(kept: Sequence[Row]) -> dict[str, dict[str, float | None]]:
     return grid
 
 
-def all_drawings(rows: Sequence[Row], inputs: ReportInputs, folder: Path) -> dict[str, Drawing]:
-    """Draw every figure that has data, write its files into `folder`, and return it for the page."""
+@contextmanager
+def begun(
+    rows: Sequence[Row], inputs: ReportInputs, folder: Path
+) -> Iterator[Callable[[], dict[str, Drawing]]]:
+    """Begin to draw every figure that has data into `folder`; what it gives waits for them and returns them for the page."""
     planned = tasks(rows, inputs)
-    svgs = drawing.drawn(planned, folder)
-    return {
-        task.name: Drawing(svgs[task.name], f"{task.caption} Experiment {inputs.params.experiment}.")
-        for task in planned
-    }
+
+    def finished() -> dict[str, Drawing]:
+        svgs = work.finished()
+        return {
+            task.name: Drawing(svgs[task.name], f"{task.caption} Experiment {inputs.params.experiment}.")
+            for task in planned
+        }
+
+    with drawing.begun(planned, folder) as work:
+        yield finished
 
 
 def tasks(rows: Sequence[Row], inputs: ReportInputs) -> list[Task]:

@@ -64,15 +64,32 @@ def save(name: str, draw: Callable[[], Figure], folder: Path) -> str:
 
     with matplotlib.rc_context({**STYLE, "svg.hashsalt": name}):
         figure = draw()
+        _lay_out(figure)
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
-        figure.set_layout_engine(
-            "none"
-        )  # everything stands where it should; to lay it out again takes as long as to draw it
         figure.savefig(folder / f"{name}.png", dpi=144, metadata={"Software": None})
     svg = buffer.getvalue()
     (folder / f"{name}.svg").write_text(svg, encoding="utf-8")
     return inline(svg, name)
+
+
+def _lay_out(figure: Figure) -> None:
+    """Put everything of a figure in its place, by the metrics of SVG, and leave it there.
+
+    A figure that still has a layout engine is drawn once more for every file, only to be laid out.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+
+    engine, dpi = figure.get_layout_engine(), figure.dpi
+    if engine is None:
+        return
+    FigureCanvasSVG(figure)
+    figure.dpi = 72  # of SVG files
+    engine.execute(figure)
+    figure.dpi = dpi
+    FigureCanvasAgg(figure)
+    figure.set_layout_engine(None)
 
 
 def inline(svg: str, name: str) -> str:
@@ -303,20 +320,14 @@ def costs(rows: Sequence[dict[str, Any]]) -> Figure:
     figure, axes = new(9.2, 1.1 + 0.27 * len(rows), ncols=len(columns), sharey=True)
     labels = [row["label"] for row in rows]
     for axis, (key, title) in zip(axes[0], columns, strict=True):
+        known = [(-place, row) for place, row in enumerate(rows) if row.get(key)]
+        paints = [colour(row)[0] for _, row in known]
+        axis.barh([y for y, _ in known], [row[key] for _, row in known], height=0.66, color=paints, alpha=0.7)
         for place, row in enumerate(rows):
-            value = row.get(key)
-            if value:
-                axis.barh(-place, value, height=0.66, color=colour(row)[0], alpha=0.7)
-                text = f" {value:.0f}" if value >= 100 else f" {value:.2g}"
-                axis.text(value, -place, text, va="center", fontsize=7.5)
-            else:
-                axis.text(
-                    0,
-                    -place,
-                    " none" if key.startswith("fit") else " not measured",
-                    va="center",
-                    fontsize=7.5,
-                )
+            value = row.get(key) or 0
+            none = " none" if key.startswith("fit") else " not measured"
+            text = none if not value else f" {value:.0f}" if value >= 100 else f" {value:.2g}"
+            axis.text(value, -place, text, va="center", fontsize=7.5)
         axis.set_title(title, fontsize=9.5)
         axis.grid(axis="x")
         axis.margins(x=0.22)
@@ -339,18 +350,21 @@ def toxicity(rows: Sequence[Mapping[str, Any]]) -> Figure:
     figure, axes = new(1.2 + 2.3 * len(themes), 3.1, ncols=len(themes), sharey=True)
     paints = [paint for paint, _ in STAGES.values()][1:-1]
     for axis, theme in zip(axes[0], themes, strict=True):
-        for row in (row for row in shown if row["theme"] == theme):
-            place = at[row["bin"]]
-            if row["dataset"] == select.OVERALL:
-                axis.bar(place, 100 * row["share"], width=0.84, color=LINE, zorder=0)
-                x, paint, marker = float(place), TEXT, "_"
+        here = [row for row in shown if row["theme"] == theme]
+        for dataset in dict.fromkeys(row["dataset"] for row in here):
+            part = [row for row in here if row["dataset"] == dataset]
+            places = np.array([float(at[row["bin"]]) for row in part])
+            shares = [100 * row["share"] for row in part]
+            if dataset == select.OVERALL:
+                axis.bar(places, shares, width=0.84, color=LINE, zorder=0)
+                name, paint, marker = "all data sets", TEXT, "_"
             else:
-                order = datasets.index(row["dataset"])
-                x = place + 0.62 * ((order + 0.5) / len(datasets) - 0.5)
-                paint, marker = paints[order % len(paints)], "osD^vPp"[order % 7]
-            bars = {"yerr": error(row, "share"), "elinewidth": 0.9, "capsize": 1.5}
-            name = "all data sets" if row["dataset"] == select.OVERALL else row["dataset"]
-            axis.errorbar(x, 100 * row["share"], fmt=marker, color=paint, markersize=4, label=name, **bars)
+                order = datasets.index(dataset)
+                places = places + 0.62 * ((order + 0.5) / len(datasets) - 0.5)
+                name, paint, marker = dataset, paints[order % len(paints)], "osD^vPp"[order % 7]
+            up = np.array([error(row, "share") for row in part])[..., 0].T
+            look = {"elinewidth": 0.9, "capsize": 1.5, "markersize": 4, "linestyle": ""}
+            axis.errorbar(places, shares, yerr=up, color=paint, marker=marker, label=name, **look)
         axis.set_xticks(range(len(bins)), [name.replace(" to ", "–") for _, name in bins])
         axis.set_title(theme, fontsize=10)
         axis.set_ylim(0, 103)

@@ -284,28 +284,25 @@ def write_report(inputs: ReportInputs, folder: Path) -> None:
     rows = select.rows_of(inputs)
     detector, _ = select.headline(inputs.params)
     compared, scored = pairs.files(inputs.comparisons), pairs.files(inputs.scores, detector)
-    grids = pairs.grids(rows, inputs.params, compared, scored)
-    bases = drill.bases(inputs.comparisons, rows, scored)
-    drilled = drill.write(rows, inputs.params, compared, scored, bases, folder)
-    study = own.study_of(inputs, rows)
-    sentences = registry.by_section(study)
-    content = Content(
-        all_tables(rows, inputs, study),
-        drawings.all_drawings(rows, inputs, folder / "figures"),
-        grids,
-        sentences,
-        drilled.link,
-    )
-    for table in content.tables:
-        (folder / "tables" / f"{table.id}.csv").write_text(tables.as_csv(table), encoding="utf-8")
-    inputs.cells.write_csv(folder / "tables" / "cells.csv")
-    own.write_tables(inputs, folder)
-    store.write_json(metrics(rows, inputs.params, study), folder / "metrics.json")
-    store.write_json(
-        registry.as_json([one for _, found in sentences for one in found]), folder / "takeaways.json"
-    )
-    store.write_json(registry.conclusions(study), folder / "conclusions.json")
-    cards.write(inputs, rows, folder)
-    (folder / drill.PAGE).write_text(render_images(inputs), encoding="utf-8")
+    with drawings.begun(rows, inputs, folder / "figures") as drawn:
+        grids = pairs.grids(rows, inputs.params, compared, scored)
+        bases = drill.bases(inputs.comparisons, rows, scored)
+        drilled = drill.write(rows, inputs.params, compared, scored, bases, folder)
+        study = own.study_of(inputs, rows)
+        sentences = registry.by_section(study)
+        shown = all_tables(rows, inputs, study)
+        for table in shown:
+            (folder / "tables" / f"{table.id}.csv").write_text(tables.as_csv(table), encoding="utf-8")
+        inputs.cells.write_csv(folder / "tables" / "cells.csv")
+        own.write_tables(inputs, folder)
+        store.write_json(metrics(rows, inputs.params, study), folder / "metrics.json")
+        store.write_json(
+            registry.as_json([one for _, found in sentences for one in found]), folder / "takeaways.json"
+        )
+        store.write_json(registry.conclusions(study), folder / "conclusions.json")
+        cards.write(inputs, rows, folder)
+        (folder / drill.PAGE).write_text(render_images(inputs), encoding="utf-8")
+        # last: meanwhile another process draws
+        content = Content(shown, drawn(), grids, sentences, drilled.link)
     with store.atomic(folder / "index.html") as part:
         part.write_text(render(inputs, rows, content), encoding="utf-8")

@@ -15,7 +15,7 @@ from palimpsest.metrics import pairwise, rank_intervals, toxicity
 from palimpsest.metrics.tables import judged_themes
 from palimpsest.params import Params, Rule
 from palimpsest.reports import select
-from palimpsest.steps.aggregate import BASE, grouped, joined, places
+from palimpsest.steps.aggregate import BASE, READ, grouped, joined, places
 
 FIXED = "fixed"
 
@@ -54,9 +54,9 @@ def suites(
             own = {name: words for name, words in themes.items() if name in judged}
             key = (run["base"], *place[3:], *own)
             if key not in bases:
-                unerased = joined(scores[BASE, run["base"], "none", place[3], place[4]])
+                unerased = joined(scores[BASE, run["base"], "none", place[3], place[4]], READ)
                 bases[key] = judging.verdicts(unerased, own, read)
-            erased = judging.verdicts(joined(scores[place]), own, read)
+            erased = judging.verdicts(joined(scores[place], READ), own, read)
             # a cell of one theme was asked about no other, so it has no verdict on any of them
             sums = pairwise.prompt_sums(bases[key], erased).filter(pl.col("theme").is_in(judged))
             for column, here in _columns(run, place, sums):
@@ -145,6 +145,6 @@ def toxicities(job: Job, params: Params) -> list[dict[str, Any]]:
         return []
     rule = next(iter(params.rules))
     themes = {name: theme.detailed for name, theme in params.themes.items()}
-    verdicts = judging.verdicts(joined(scores), themes, {rule: params.rules[rule]})
+    verdicts = judging.verdicts(joined(scores, READ), themes, {rule: params.rules[rule]})
     rows = store.read_parquet(prompts[0].path, ["image_id", "toxicity"])
     return toxicity.table(rows, verdicts, params.statistics.confidence)
