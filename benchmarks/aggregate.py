@@ -1,40 +1,44 @@
 """Time from a million scores to a report: the steps `aggregate`, `quality_table` and `report` on made-up scores, as jobs of their own.
 
+Twice: in processes that a run's fork server makes, which has loaded the libraries long before (`served`, what a run on one machine does),
+and in processes that start from nothing (`alone`, what a job of a scheduler does).
+
     python benchmarks/aggregate.py                     # a million rows of scores
     python benchmarks/aggregate.py --rows 100000 --keep FOLDER
 
 Scores, comparisons and features are random but shaped as real ones: the plan of params.yaml, unsafe images of four
 sources, as many as the rows allow, contact sheets of 100 kB, and 48 benign images with features of 32 dimensions per cell.
-The last line printed is JSON."""
+The first two steps run side by side, as Snakemake runs them on two processors. The last line printed is JSON."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import os
+import shutil
+import socket
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
 
-from palimpsest import closure, params, store
+from palimpsest import closure, forkserver, params, store
 from palimpsest.cells import Cell
 from palimpsest.plan.build import Plan, build
 from palimpsest.steps.compare import IMAGES
 from palimpsest.steps.reference import IMAGE
 
 ROOT = Path(__file__).parents[1]
-CODE = """import json, os, sys
-from palimpsest.job import run
-run(json.load(sys.stdin))
-print(sum(os.times()[:4]))  # of this process and of those that it started
-"""
+CODE = "import json, sys; from palimpsest.job import run; run(json.load(sys.stdin))"
+STEPS = ("aggregate", "quality_table", "report")
 SOURCES = {"i2p": (1200, 1), "4chan": (400, 1), "lexica": (300, 1), "template": (30, 20)}
 
 
@@ -137,54 +141,84 @@ def write_inputs(plan: Plan, folder: Path, per_cell: int) -> int:
     return rows
 
 
-def run(cell: Cell, folder: Path) -> dict[str, float]:
-    """Run one cell as a job in a process of its own: wall and processor seconds."""
-    spec = cell.spec()
-    spec["hints"] = {**spec["hints"], "threads": 1}
-    threads = dict.fromkeys(("OMP_NUM_THREADS", "POLARS_MAX_THREADS", "RAYON_NUM_THREADS"), "1")
-    environment = {**os.environ, **threads, "PYTHONPATH": str(Path(closure.__file__).parents[1])}
-    began = time.perf_counter()
-    command = [sys.executable, "-c", CODE]
-    done = subprocess.run(
-        command,
-        input=json.dumps(spec),
-        text=True,
-        check=True,
-        cwd=folder,
-        env=environment,
-        stdout=subprocess.PIPE,
-    )
-    wall, spent = time.perf_counter() - began, float(done.stdout.split()[-1])
-    return {"seconds": round(wall, 2), "processor_seconds": round(spent, 2)}
+def alone(spec: dict[str, Any]) -> None:
+    """Run a job in a process that starts from nothing."""
+    subprocess.run([sys.executable, "-c", CODE], input=json.dumps(spec), text=True, check=True)
+
+
+def served(spec: dict[str, Any]) -> None:
+    """Run a job in a child of the fork server."""
+    with tempfile.NamedTemporaryFile("r") as log:
+        status = forkserver.ask(spec, Path(log.name))
+        if status != 0:
+            raise RuntimeError(f"{spec['step']} ended with {status}: {log.read()[-2000:]}")
+
+
+@contextmanager
+def server() -> Iterator[int]:
+    """A fork server that has loaded its libraries; its process id."""
+    process = forkserver.start()
+    if process is None:
+        raise RuntimeError(
+            f"no fork server can be had here: it needs `fork`, no GPU in use, and {forkserver.SETTING} unset in the environment"
+        )
+    path = os.environ[forkserver.SETTING]
+    while not Path(path).exists():
+        time.sleep(0.05)
+    with socket.socket(
+        socket.AF_UNIX
+    ) as connection:  # it answers, if only that nothing was asked, when it is ready
+        connection.connect(path)
+        connection.shutdown(socket.SHUT_WR)
+        connection.recv(4)
+    try:
+        yield process.pid
+    finally:
+        forkserver.stop(process)
+
+
+def spent(pid: int) -> float:
+    """Processor seconds of the ended children of a process, and of theirs."""
+    fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
+    return sum(int(field) for field in fields[13:15]) / os.sysconf("SC_CLK_TCK")
+
+
+def timed(do: Callable[[dict[str, Any]], None], pid: int, cells: Mapping[str, Cell]) -> dict[str, Any]:
+    """Seconds of every step, of all, and of the processors; pid: whose children do the work."""
+    began, before, found = time.perf_counter(), spent(pid), {}
+
+    def run(step: str) -> float:
+        start, spec = time.perf_counter(), cells[step].spec()
+        do({**spec, "hints": {**spec["hints"], "threads": 1}})
+        return round(time.perf_counter() - start, 2)
+
+    with ThreadPoolExecutor() as pool:
+        tables = {step: pool.submit(run, step) for step in STEPS[:-1] if step in cells}
+        found |= {step: job.result() for step, job in tables.items()}
+    found[STEPS[-1]] = run(STEPS[-1])
+    return {
+        **found,
+        "seconds": round(time.perf_counter() - began, 2),
+        "processor_seconds": round(spent(pid) - before, 2),
+    }
 
 
 def measure(folder: Path, wanted: int) -> dict[str, Any]:
-    """Write made-up inputs of about `wanted` rows of scores and run the three steps."""
+    """Write made-up inputs of about `wanted` rows of scores and run the three steps, served and alone."""
     plan = plan_of(folder)
     scores = [c for c in plan.cells.values() if c.step == "score" and c.where["suite"] == "nsfw"]
     labels = sum(len(labels_of(cell, plan)) for cell in scores)
     rows = write_inputs(plan, folder, max(100, wanted // labels))
+    cells = {cell.step: cell for cell in plan.cells.values() if cell.step in STEPS}
+    os.chdir(folder)
+    os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "POLARS_MAX_THREADS", "RAYON_NUM_THREADS"), "1")
+    os.environ["PYTHONPATH"] = str(Path(closure.__file__).parents[1])
     found: dict[str, Any] = {"score_rows": rows, "score_files": len(scores) * 2}
-    finals = {
-        cell.step: cell
-        for cell in plan.cells.values()
-        if cell.step in ("aggregate", "quality_table", "report")
-    }
-    began = time.perf_counter()
-    with (
-        ThreadPoolExecutor() as pool
-    ):  # neither needs the other, so Snakemake runs both at once on two processors
-        tables = {
-            step: pool.submit(run, finals[step], folder)
-            for step in ("aggregate", "quality_table")
-            if step in finals
-        }
-        found |= {step: job.result() for step, job in tables.items()}
-    found["report"] = run(finals["report"], folder)
-    found["seconds"] = round(time.perf_counter() - began, 2)
-    steps = [value for value in found.values() if isinstance(value, dict)]
-    found["processor_seconds"] = round(sum(step["processor_seconds"] for step in steps), 2)
-    return found
+    with server() as pid:
+        found["served"] = timed(served, pid, cells)
+    for made in {(folder / cells[step].path).parent for step in STEPS if step in cells}:
+        shutil.rmtree(made)
+    return found | {"alone": timed(alone, os.getpid(), cells)}
 
 
 def main() -> None:
@@ -195,12 +229,13 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the figures here too")
     parser.add_argument("--keep", type=Path, help="write into this folder and keep it")
     options = parser.parse_args()
+    result = options.json and options.json.absolute()
     with tempfile.TemporaryDirectory() as scratch:
-        folder = options.keep or Path(scratch)
+        folder = (options.keep or Path(scratch)).absolute()
         folder.mkdir(parents=True, exist_ok=True)
         figures = {"processors": os.cpu_count(), **measure(folder, options.rows)}
-    if options.json:
-        options.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    if result:
+        result.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(figures))
 
 

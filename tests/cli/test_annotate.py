@@ -1,15 +1,20 @@
 from __future__ import annotations
 
+import hashlib
+import json
+import os
+import shutil
+import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from palimpsest import params
+from palimpsest import params, tracked
 from palimpsest.annotate.board import Place
 from palimpsest.annotate.session import Session
 from palimpsest.labelled import label_files
-from tests.cli.conftest import Run
+from tests.cli.conftest import ROOT, Run
 
 STORE = Path("data/annotation/micro")
 
@@ -65,3 +70,44 @@ def test_what_cannot_be_done_is_said(labelled: Session, run: Run) -> None:
     assert "is not here" in refused("import", "votes.csv")
     Path("bad.csv").write_text("image,theme,rater,answer\nx,glitch,ann,yes\n")
     assert "row 1: image 'x' is no digest" in refused("import", "bad.csv")
+
+
+@pytest.fixture
+def shared(labelled: Session, project: Path, monkeypatch: pytest.MonkeyPatch) -> Session:
+    """The store in a git repository with the project's own rules of what git and DVC keep."""
+    monkeypatch.setenv("DVC_SITE_CACHE_DIR", str(project / ".dvc/tmp/site"))
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", os.devnull)
+    for name in (".gitignore", ".dvcignore", ".dvc/config", ".dvc/.gitignore", "data/.gitignore"):
+        (project / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, project / name)
+    git("init", "--quiet")
+    git("add", ".")
+    git(
+        "-c", "user.name=ann", "-c", "user.email=ann@example.org", "commit", "--quiet", "--message", "Project"
+    )
+    return labelled
+
+
+def git(*arguments: str) -> list[str]:
+    """The lines that a git command prints."""
+    return subprocess.run(["git", *arguments], check=True, capture_output=True, text=True).stdout.splitlines()
+
+
+def test_exported_votes_are_tracked_by_dvc_and_new_ones_change_what_is_tracked(
+    shared: Session, run: Run
+) -> None:
+    def exported() -> str:
+        result = run("annotate", "export")
+        assert result.exit_code == 0, result.output
+        assert "git add data/labels/micro/votes.parquet.dvc" in result.output
+        assert not json.loads(tracked.run(Path("."), "status", "--json"))  # what is tracked is what is there
+        return Path("data/labels/micro/votes.parquet.dvc").read_text(encoding="utf-8")
+
+    first = exported()
+    # git is to keep this file and no other: neither the votes nor the store
+    assert git("status", "--porcelain") == ["A  data/labels/micro/votes.parquet.dvc"]
+    shared.answer("eve", sorted(shared.here)[0], {"uncased": "yes"}, "adjudicator")
+    second = exported()
+    assert second != first
+    assert hashlib.md5(Path("data/labels/micro/votes.parquet").read_bytes()).hexdigest() in second
+    shared.close()
