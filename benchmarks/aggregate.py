@@ -35,6 +35,7 @@ from palimpsest.cells import Cell
 from palimpsest.plan.build import Plan, build
 from palimpsest.steps.compare import IMAGES
 from palimpsest.steps.reference import IMAGE
+from palimpsest.steps.score import ROWS
 
 ROOT = Path(__file__).parents[1]
 CODE = "import json, sys; from palimpsest.job import run; run(json.load(sys.stdin))"
@@ -84,7 +85,9 @@ def write_score(path: Path, labels: list[str], images: pl.DataFrame, rng: np.ran
     )
     made = {"seconds": 1.0, "peak_memory_mb": 1.0, "sampling_seconds": 1.0, "images": len(images), "fit": {}}
     environment = {"python": "3", "libraries": {}, "processor": "", "accelerator": "", "system": ""}
-    store.write_parquet(frame, path, {"generation": {**made, "environment": environment}})
+    store.write_parquet(
+        frame, path, {"generation": {**made, "environment": environment}}, row_group_size=ROWS
+    )
     return len(frame)
 
 

@@ -20,6 +20,8 @@ from palimpsest.specs import Detector, Rule
 if TYPE_CHECKING:
     import polars as pl
 
+# Of a row group. Scores are read whole, column by column, unlike pictures: groups of a hundred rows take several times as long to read.
+ROWS = 100_000
 KEPT = ("image_id", "source", "prompt_id", "repetition", "decision")
 
 
@@ -68,12 +70,11 @@ def run(job: Job) -> None:
     scores = judge_frame(judge, questions, frame, spec.batch)
     made = store.read_meta(source.path)
     kept = ("seconds", "peak_memory_mb", "sampling_seconds", "images", "fit", "halvings", "environment")
-    job.write_parquet(
-        scores,
-        {
-            "detector": judge.identity(),
-            "questions": questions,
-            "labels": list(judge.labels(questions)),
-            "generation": {k: made[k] for k in kept if k in made},
-        },
-    )
+    extra = {
+        "detector": judge.identity(),
+        "questions": questions,
+        "labels": list(judge.labels(questions)),
+        "generation": {k: made[k] for k in kept if k in made},
+    }
+    job.check()
+    store.write_parquet(scores, job.output, job.meta(extra), row_group_size=ROWS)
