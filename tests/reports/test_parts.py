@@ -86,6 +86,6 @@ def test_one_variant_per_method_stands_on_the_map(with_parts: ReportInputs, tmp_
     assert table.rows == found and "ep" in {column.key for column in table.columns}
     [task] = [task for task in drawings.tasks(rows, with_parts) if task.name.startswith("parts_")]
     with drawing.begun([task], tmp_path) as work:
-        svg = work.finished()["parts_uncased"]
+        svg = work.finished([task])["parts_uncased"]
     assert svg.index(">gears<") < svg.index(">wiring<") < svg.index(">limbs<") and ">90<" in svg
     assert parts.part_rows(select.rows_of(with_parts), replace(with_parts, parts=None)) == []

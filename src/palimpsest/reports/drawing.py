@@ -40,41 +40,43 @@ class Task:
 
 @dataclass(frozen=True)
 class Begun:
-    """Figures of which a second process has begun to draw some, or none where there is no such process."""
+    """A folder of figures into which a second process may have begun to draw."""
 
-    tasks: Sequence[Task]
     folder: Path
     claims: Path
     helper: subprocess.Popen[str] | None
 
-    def finished(self) -> dict[str, str]:
-        """{name: SVG for the page}, when all are drawn. Raises RuntimeError with what a failed second process said."""
+    def finished(self, tasks: Sequence[Task]) -> dict[str, str]:
+        """{name: SVG for the page} of these figures, when all are drawn: those that were begun, and others that nobody knew of then.
+
+        Raises RuntimeError with what a failed second process said.
+        """
         found = {
             task.name: figures.save(task.name, partial(task.draw, *task.args), self.folder)
-            for task in reversed(self.tasks)
+            for task in reversed(tasks)
             if _claimed(self.claims, task.name)
         }
-        others = [task.name for task in self.tasks if task.name not in found]
+        others = [task.name for task in tasks if task.name not in found]
         if self.helper is not None:
             said = self.helper.communicate()[0]
             if self.helper.returncode:
                 raise RuntimeError(f"drawing {others} in a second process failed:\n{said}")
         for name in others:
             found[name] = figures.inline((self.folder / f"{name}.svg").read_text(encoding="utf-8"), name)
-        return {task.name: found[task.name] for task in self.tasks}
+        return {task.name: found[task.name] for task in tasks}
 
 
 @contextmanager
 def begun(tasks: Sequence[Task], folder: Path) -> Iterator[Begun]:
-    """Begin to draw into `folder`; what is not `finished` when the block ends is given up."""
+    """Begin to draw these figures into `folder`; what is not `finished` when the block ends is given up."""
     with TemporaryDirectory() as place:
         claims = Path(place)
         if len(tasks) <= FEW or len(os.sched_getaffinity(0)) < 2:
-            yield Begun(tasks, folder, claims, None)
+            yield Begun(folder, claims, None)
             return
         with _started(tasks, folder, claims) as helper:
             try:
-                yield Begun(tasks, folder, claims, helper)
+                yield Begun(folder, claims, helper)
             finally:
                 helper.kill()
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from palimpsest.params import Params
@@ -91,22 +89,14 @@ def theme_grid(kept: Sequence[Row]) -> dict[str, dict[str, float | None]]:
     return grid
 
 
-@contextmanager
-def begun(
-    rows: Sequence[Row], inputs: ReportInputs, folder: Path
-) -> Iterator[Callable[[], dict[str, Drawing]]]:
-    """Begin to draw every figure that has data into `folder`; what it gives waits for them and returns them for the page."""
+def finished(work: drawing.Begun, rows: Sequence[Row], inputs: ReportInputs) -> dict[str, Drawing]:
+    """Every figure that has data, for the page, when the last is drawn."""
     planned = tasks(rows, inputs)
-
-    def finished() -> dict[str, Drawing]:
-        svgs = work.finished()
-        return {
-            task.name: Drawing(svgs[task.name], f"{task.caption} Experiment {inputs.params.experiment}.")
-            for task in planned
-        }
-
-    with drawing.begun(planned, folder) as work:
-        yield finished
+    svgs = work.finished(planned)
+    return {
+        task.name: Drawing(svgs[task.name], f"{task.caption} Experiment {inputs.params.experiment}.")
+        for task in planned
+    }
 
 
 def tasks(rows: Sequence[Row], inputs: ReportInputs) -> list[Task]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from palimpsest.reports import (
     appendix,
     cards,
     classifiers,
+    drawing,
     drawings,
     drill,
     layouts,
@@ -271,38 +272,53 @@ class Figured:
         return html.unescape(self.caption)
 
 
-def write_report(inputs: ReportInputs, folder: Path) -> None:
+def write_report(
+    inputs: ReportInputs, folder: Path, later: Callable[[], Mapping[str, Any]] | None = None
+) -> None:
     """Write index.html, images.html with cells/ and sheets/, figures/, tables/, metrics.json, takeaways.json and conclusions.json into
     `folder`, made when missing.
 
-    Equal inputs give equal bytes. Raises ValueError when `cells` lacks columns, CorruptArtifact for damaged images or scores.
+    later: gives fields of the inputs that take long to find; meanwhile a second process draws what does not need them. Equal inputs give
+    equal bytes. Raises ValueError when `cells` lacks columns, CorruptArtifact for damaged images or scores.
     """
     check(inputs)
     folder = Path(folder)
     for name in ("figures", "tables"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     rows = select.rows_of(inputs)
+    with drawing.begun(drawings.tasks(rows, inputs), folder / "figures") as work:
+        if later is not None:
+            inputs = replace(inputs, **later())
+        text = _write_files(inputs, rows, folder, lambda: drawings.finished(work, rows, inputs))
+    with store.atomic(folder / "index.html") as part:
+        part.write_text(text, encoding="utf-8")
+
+
+def _write_files(
+    inputs: ReportInputs,
+    rows: Sequence[Row],
+    folder: Path,
+    drawn: Callable[[], Mapping[str, drawings.Drawing]],
+) -> str:
+    """Write everything but the page and its figures; returns the page."""
     detector, _ = select.headline(inputs.params)
     compared, scored = pairs.files(inputs.comparisons), pairs.files(inputs.scores, detector)
-    with drawings.begun(rows, inputs, folder / "figures") as drawn:
-        grids = pairs.grids(rows, inputs.params, compared, scored)
-        bases = drill.bases(inputs.comparisons, rows, scored)
-        drilled = drill.write(rows, inputs.params, compared, scored, bases, folder)
-        study = own.study_of(inputs, rows)
-        sentences = registry.by_section(study)
-        shown = all_tables(rows, inputs, study)
-        for table in shown:
-            (folder / "tables" / f"{table.id}.csv").write_text(tables.as_csv(table), encoding="utf-8")
-        inputs.cells.write_csv(folder / "tables" / "cells.csv")
-        own.write_tables(inputs, folder)
-        store.write_json(metrics(rows, inputs.params, study), folder / "metrics.json")
-        store.write_json(
-            registry.as_json([one for _, found in sentences for one in found]), folder / "takeaways.json"
-        )
-        store.write_json(registry.conclusions(study), folder / "conclusions.json")
-        cards.write(inputs, rows, folder)
-        (folder / drill.PAGE).write_text(render_images(inputs), encoding="utf-8")
-        # last: meanwhile another process draws
-        content = Content(shown, drawn(), grids, sentences, drilled.link)
-    with store.atomic(folder / "index.html") as part:
-        part.write_text(render(inputs, rows, content), encoding="utf-8")
+    grids = pairs.grids(rows, inputs.params, compared, scored)
+    bases = drill.bases(inputs.comparisons, rows, scored)
+    drilled = drill.write(rows, inputs.params, compared, scored, bases, folder)
+    study = own.study_of(inputs, rows)
+    sentences = registry.by_section(study)
+    shown = all_tables(rows, inputs, study)
+    for table in shown:
+        (folder / "tables" / f"{table.id}.csv").write_text(tables.as_csv(table), encoding="utf-8")
+    inputs.cells.write_csv(folder / "tables" / "cells.csv")
+    own.write_tables(inputs, folder)
+    store.write_json(metrics(rows, inputs.params, study), folder / "metrics.json")
+    store.write_json(
+        registry.as_json([one for _, found in sentences for one in found]), folder / "takeaways.json"
+    )
+    store.write_json(registry.conclusions(study), folder / "conclusions.json")
+    cards.write(inputs, rows, folder)
+    (folder / drill.PAGE).write_text(render_images(inputs), encoding="utf-8")
+    # the figures last: meanwhile they are being drawn
+    return render(inputs, rows, Content(shown, drawn(), grids, sentences, drilled.link))

@@ -14,7 +14,7 @@ from typing import Any
 
 from palimpsest import store
 from palimpsest.job import Input, Job
-from palimpsest.params import parse
+from palimpsest.params import Params, parse
 from palimpsest.reports.inputs import ReportInputs
 from palimpsest.reports.page import write_report
 from palimpsest.steps import paired, parts
@@ -169,6 +169,13 @@ def digests(folder: Path) -> dict[str, str]:
     }
 
 
+def later(job: Job, params: Params, runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """What takes long to find: the inputs of a report that come from all scores."""
+    pairs, ranks = paired.compared(job, params, runs)
+    rates = parts.table(job, params, runs) if params.quality.grd else None
+    return {"pairs": pairs, "ranks": ranks, "parts": rates}
+
+
 def run(job: Job) -> None:
     params = parse(job.args["params"])
     table = job.one("aggregate")
@@ -177,7 +184,6 @@ def run(job: Job) -> None:
     cells, known = store.read_parquet(table.path), identities(runs)
     gates = store.read_json(job.one("gates").path)["gates"] if job.of("gates") else None
     measured = job.of("quality_table")
-    pairs, ranks = paired.compared(job, params, runs)
     bases = {(run["method"], run["preset"], run["variant"]): run["base"] for run in runs}
     inputs = ReportInputs(
         classifiers=classifiers_of(job),
@@ -195,16 +201,13 @@ def run(job: Job) -> None:
         quality=store.read_parquet(measured[0].path) if measured else None,
         measures=store.read_meta(measured[0].path)["measures"] if measured else {},
         methods=[described(method) for method in job.args["methods"]],
-        pairs=pairs,
-        ranks=ranks,
-        parts=parts.table(job, params, runs) if params.quality.grd else None,
         toxicity=paired.toxicities(job, params),
         reference=Path(job.args["reference"]) if job.args.get("reference") else None,
     )
     folder = job.output.parent
     part = folder.with_name(f".{folder.name}.{store.node()}-{os.getpid()}.part")
     try:
-        write_report(inputs, part)
+        write_report(inputs, part, lambda: later(job, params, runs))
         cells.write_csv(part / "cells.csv")
         store.write_parquet(cells, part / "cells.parquet", {"experiment": params.experiment})
         store.write_json({"costs": costs}, part / "costs.json")
