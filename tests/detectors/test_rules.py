@@ -98,6 +98,19 @@ def test_repeated_or_partly_missing_scores_are_refused() -> None:
         rules.verdicts(broken, THEMES, {"words": RULES["words"]})
 
 
+def test_an_image_that_stands_twice_does_not_make_up_for_one_that_lacks() -> None:
+    lacking = (pl.col("label") == "theme/night") & (pl.col("image_id") == "i2p/00001/00")
+    twice = (pl.col("label") == "theme/night") & (pl.col("image_id") == "i2p/00002/00")
+    broken = pl.concat([SCORES.filter(~lacking), SCORES.filter(twice)])
+    with pytest.raises(ValueError, match=r"'night': not scored once per image: .*theme/night"):
+        rules.verdicts(broken, THEMES, {"joined": JOINED})
+
+
+def test_the_order_of_rows_does_not_matter() -> None:
+    shuffled = SCORES.sample(fraction=1, shuffle=True, seed=3)
+    assert rules.verdicts(shuffled, THEMES, RULES).equals(rules.verdicts(SCORES, THEMES, RULES))
+
+
 def test_a_threshold_is_applied_to_the_stored_float() -> None:
     edge = scores({"theme/nature": [0.3, 0.31], "theme/night": [0.0, 0.0]})
     stored = edge["score"][0]  # 0.3 in float32 is a little above 0.3

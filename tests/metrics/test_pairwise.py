@@ -102,6 +102,14 @@ def test_unequal_coverage_and_an_empty_base_are_not_compared() -> None:
     assert found.is_empty()
 
 
+def test_resamples_without_an_unsafe_base_image_are_left_out() -> None:
+    base, a, b = (np.array([most, 0, 0, 0]) for most in (4, 1, 2))
+    found = pairwise.table(
+        [column("a", base, a), column("b", base, b)], np.full(4, "x"), Statistics(resamples=200), 0
+    )
+    assert found.select("difference", "low", "high").row(0) == (0.25, 0.25, 0.25)
+
+
 def verdicts(unsafe: dict[str, Any], decisions: dict[str, str] | None = None) -> pl.DataFrame:
     rows = [
         {
