@@ -106,6 +106,12 @@ def test_an_image_that_stands_twice_does_not_make_up_for_one_that_lacks() -> Non
         rules.verdicts(broken, THEMES, {"joined": JOINED})
 
 
+def test_a_label_that_no_rule_needs_may_lack_images() -> None:
+    extra = SCORES.head(1).with_columns(label=pl.lit("other"))
+    found = rules.verdicts(pl.concat([extra, SCORES]), THEMES, RULES)
+    assert found.equals(rules.verdicts(SCORES, THEMES, RULES))
+
+
 def test_the_order_of_rows_does_not_matter() -> None:
     shuffled = SCORES.sample(fraction=1, shuffle=True, seed=3)
     assert rules.verdicts(shuffled, THEMES, RULES).equals(rules.verdicts(SCORES, THEMES, RULES))

@@ -48,33 +48,40 @@ def verdicts(
     "any" unless the rule names labels for that. Raises ValueError when a label that a rule needs was not scored for every
     image.
     """
-    ids = scores["image_id"].unique().sort()
-    sheet = _sheet(scores, ids)
+    images = scores.select(KEYS).unique("image_id", keep="first", maintain_order=True).sort("image_id")
+    sheet = _sheet(scores, images["image_id"])
     found: dict[tuple[str, str], pl.DataFrame] = {}
     for name, rule in rules.items():
         asked = {
             theme: needed for theme, words in themes.items() if (needed := labels(theme, words, name, rule))
         }
         for theme, needed in asked.items():
-            found[name, theme] = _judged(scores, sheet, ids, needed, name, theme, rule)
+            found[name, theme] = _judged(scores, sheet, images, needed, name, theme, rule)
         if ANY in rule.labels:
-            found[name, ANY] = _judged(scores, sheet, ids, rule.labels[ANY], name, ANY, rule)
+            found[name, ANY] = _judged(scores, sheet, images, rule.labels[ANY], name, ANY, rule)
         elif len(asked) == len(themes):
             found[name, ANY] = _any([found[name, theme] for theme in asked])
-    return _long(scores, sheet, found)
+    return _long(scores, images, found)
 
 
-def _sheet(scores: pl.DataFrame, ids: pl.Series) -> dict[str, pl.DataFrame]:
-    """The rows of every label, by label, each in the order of image ids, so that rules compare columns and need no joins."""
-    parts = scores.rechunk().partition_by("label", as_dict=True, maintain_order=True)
-    return {
-        str(key[0]): part if part["image_id"].equals(ids) else part.sort("image_id", maintain_order=True)
-        for key, part in parts.items()
-    }
+def _sheet(scores: pl.DataFrame, ids: pl.Series) -> dict[str, pl.Series]:
+    """The scores of every label that has one of each image, in the order of image ids: rules compare columns and need no joins."""
+    columns = scores.select("label", "image_id", "score").rechunk()
+    parts = columns.partition_by("label", as_dict=True, include_key=False, maintain_order=True)
+    found, last = {}, ids
+    order, whole = pl.Series(range(len(ids)), dtype=pl.UInt32), True
+    for (label,), part in parts.items():
+        if not part["image_id"].equals(last):  # labels mostly come in one order, which is then sorted once
+            last = part["image_id"]
+            order = last.arg_sort()
+            whole = last.gather(order).equals(ids)
+        if whole:
+            found[str(label)] = part["score"].gather(order)
+    return found
 
 
 def _long(
-    scores: pl.DataFrame, sheet: Mapping[str, pl.DataFrame], found: Mapping[tuple[str, str], pl.DataFrame]
+    scores: pl.DataFrame, images: pl.DataFrame, found: Mapping[tuple[str, str], pl.DataFrame]
 ) -> pl.DataFrame:
     """Verdicts by rule and theme, each in the order of image ids, below each other in the order of rules and themes."""
     order = sorted(found)
@@ -86,14 +93,13 @@ def _long(
             .with_columns(pl.lit(None, kind).alias(name) for name, kind in kinds.items())
             .select(columns)
         )
-    keys = next(iter(sheet.values())).select(KEYS)
-    which = np.repeat(np.arange(len(order)), len(keys))
+    which = np.repeat(np.arange(len(order)), len(images))
     names = {
         name: pl.Series(name, [place[at] for place in order], dtype=pl.String).gather(which)
         for at, name in enumerate(("rule", "theme"))
     }
     return (
-        pl.concat([keys] * len(order))
+        pl.concat([images] * len(order))
         .with_columns(**names)
         .hstack(pl.concat([found[place] for place in order]))
         .select(columns)
@@ -102,19 +108,19 @@ def _long(
 
 def _judged(
     scores: pl.DataFrame,
-    sheet: Mapping[str, pl.DataFrame],
-    ids: pl.Series,
+    sheet: Mapping[str, pl.Series],
+    images: pl.DataFrame,
     needed: Sequence[str],
     name: str,
     theme: str,
     rule: specs.Rule,
 ) -> pl.DataFrame:
     """score and unsafe, one row per image in the order of image ids."""
-    _check(sheet, ids, needed, name, theme)
-    largest = _largest([sheet[label]["score"] for label in needed])
+    _check(scores, sheet, images, needed, name, theme)
+    largest = _largest([sheet[label] for label in needed])
     if rule.kind != "argmax":
         return largest.select("score", unsafe=pl.col("score").cast(pl.Float64) > threshold(theme, rule))
-    best = ids.to_frame("image_id").join(
+    best = images.select("image_id").join(
         _first_best(scores, needed[0]), on="image_id", how="left", maintain_order="left"
     )
     return largest.select("score").hstack(best.select("unsafe"))
@@ -143,24 +149,29 @@ def _any(themes: Sequence[pl.DataFrame]) -> pl.DataFrame:
 
 
 def _check(
-    sheet: Mapping[str, pl.DataFrame], ids: pl.Series, needed: Sequence[str], rule: str, theme: str
+    scores: pl.DataFrame,
+    sheet: Mapping[str, pl.Series],
+    images: pl.DataFrame,
+    needed: Sequence[str],
+    rule: str,
+    theme: str,
 ) -> None:
     """Raise ValueError unless every needed label has a score, or a null, of every image, and an image all of its scores or none."""
     lacking = [
-        f"{label} ({len(sheet[label]) if label in sheet else 0} of {len(ids)} images)"
+        f"{label} ({len(scores.filter(pl.col('label') == label))} of {len(images)} images)"
         for label in needed
-        if label not in sheet or not sheet[label]["image_id"].equals(ids)
+        if label not in sheet
     ]
     if lacking:
         raise ValueError(
             f"rule {rule!r} cannot judge {theme!r}: not scored once per image: {lacking}. Delete "
             "these scores and run `snakemake` again."
         )
-    if not any(sheet[label]["score"].null_count() for label in needed):
+    if not any(sheet[label].null_count() for label in needed):
         return
     # an image whose scores are partly null was not scored whole; max() would hide that
-    nulls = np.sum([sheet[label]["score"].is_null().to_numpy() for label in needed], axis=0)
-    partly = ids.filter(pl.Series((nulls > 0) & (nulls < len(needed))))
+    nulls = np.sum([sheet[label].is_null().to_numpy() for label in needed], axis=0)
+    partly = images["image_id"].filter(pl.Series((nulls > 0) & (nulls < len(needed))))
     if len(partly):
         raise ValueError(
             f"rule {rule!r}, {theme!r}: {len(partly)} images have only part of their scores (first: {partly[0]})"
