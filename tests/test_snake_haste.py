@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from palimpsest import snake_haste
+from palimpsest.snake_haste import resources as resources_haste
 from tests.pipeline.project import ROOT, Project
 
 PLAIN = """
@@ -107,7 +108,7 @@ def test_parameters_are_those_that_inspection_finds() -> None:
     assert dict(common.get_function_params(snake_haste.declared(wants))) == inspected
     assert getattr(wants, common.FUNC_OVERWRITE_PARAMS_ATTR) == inspected
     before = dict(common.get_function_params(resources.Resource("mem_mb", wants).evaluate))
-    snake_haste._know_resources()
+    resources_haste.know_parameters()
     resource = resources.Resource("mem_mb", wants)
     assert dict(common.get_function_params(resource.evaluate)) == before
     assert resource.evaluate("w", attempt=3, input=[]).value == 3

@@ -7,7 +7,8 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cache, cached_property
+from functools import cached_property
+from json.encoder import encode_basestring as quoted
 from pathlib import Path
 from typing import Any
 
@@ -47,11 +48,12 @@ class Shared(dict[str, Any]):
         return ENCODE(self)
 
 
-_quoted = cache(ENCODE)
-
-
 def _text(value: Any) -> str:
-    return value.text if isinstance(value, Shared) else ENCODE(value)
+    """The value as JSON; what recipes are mostly made of without the encoder, which is set up anew for every value."""
+    kind = type(value)
+    if kind is Shared:
+        return str(value.text)
+    return quoted(value) if kind is str else ENCODE(value)
 
 
 def _plain(value: Any) -> Any:
@@ -104,17 +106,18 @@ class Cell:
         if isinstance(args, Shared):
             known = args.text
         else:
-            known = f"{{{', '.join([f'{_quoted(name)}: {_text(args[name])}' for name in sorted(args)])}}}"
+            known = f"{{{', '.join([f'{quoted(name)}: {_text(args[name])}' for name in sorted(args)])}}}"
+        where = ", ".join([f"{quoted(name)}: {quoted(self.where[name])}" for name in sorted(self.where)])
         inputs = ", ".join([cell.mention for cell in self.inputs])
         return (
             f'{{"args": {known}, "code": "{self.code}", "inputs": [{inputs}], "raw": {_text(self.raw)}, '
-            f'"step": "{self.step}", "where": {ENCODE(self.where)}}}'
+            f'"step": "{self.step}", "where": {{{where}}}}}'
         )
 
     @cached_property
     def mention(self) -> str:
         """How the recipes of what is made from this cell name it."""
-        return ENCODE([self.step, self.place, self.key])
+        return f'["{self.step}", {quoted(self.place)}, "{self.key}"]'
 
     @property
     def beside(self) -> dict[str, str]:

@@ -19,7 +19,7 @@ from palimpsest.job import failure_path
 from palimpsest.needs import LIGHT, Needs
 from palimpsest.partial import partial as partial_report
 from palimpsest.plan.build import Plan, build
-from palimpsest.snake_haste import declared, hasten
+from palimpsest.snake_haste import collect_again, declared, hasten
 
 __all__ = [
     "PATTERNS",
@@ -201,6 +201,7 @@ def begin(made: Plan, workflow: Any) -> None:
             flush=True,
         )
     atexit.register(tell_when_full, made.root)
+    collect_again()
     targets = set(workflow.dag_settings.targets or ())
     if targets and targets <= {"world"}:
         return  # it makes the weights that the check below asks for
