@@ -7,10 +7,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
-from palimpsest import snake_haste
-from palimpsest.snake_haste import resources as resources_haste
 from tests.pipeline.project import ROOT, Project
 
 PLAIN = """
@@ -80,6 +76,22 @@ def test_a_quiet_dry_run_says_what_it_said(tmp_path: Path) -> None:
     assert said(hastened.stdout) == said(plainly)
 
 
+def test_jobs_made_again_are_the_same(tmp_path: Path) -> None:
+    project = Project(tmp_path)
+    again = (*LOOK, "--forcerun", "prompts", "keywords", "--until", "score")
+    hastened = project.snakemake(*again)
+    assert hastened.returncode == 0, hastened.stdout
+    jobs = listed(hastened.stdout)
+    assert jobs == listed(plain(project, *again))
+    assert any("Forced" in job for job in jobs) and not any("aggregate:" in job for job in jobs)
+
+
+def test_resources_that_cannot_be_worked_out_are_found_by_a_quiet_dry_run(tmp_path: Path) -> None:
+    project = Project(tmp_path)
+    said = project.snakemake("-n", "--quiet", "all", "--set-resources", "score:mem_mb=1//0")
+    assert said.returncode != 0 and "1//0" in said.stdout
+
+
 def test_a_script_that_is_not_there_is_found_for_every_rule(tmp_path: Path) -> None:
     project = Project(tmp_path)
     (project.folder / "workflow").unlink()
@@ -95,20 +107,3 @@ def test_a_script_that_is_not_there_is_found_for_every_rule(tmp_path: Path) -> N
     (project.folder / "Snakefile").write_text((ROOT / "Snakefile").read_text(encoding="utf-8"))
     said = project.snakemake("-n")
     assert said.returncode != 0 and "absent.py" in said.stdout
-
-
-def test_parameters_are_those_that_inspection_finds() -> None:
-    common = pytest.importorskip("snakemake.common")
-    resources = pytest.importorskip("snakemake.resources")
-
-    def wants(wildcards: str, attempt: int) -> int:
-        return attempt
-
-    inspected = dict(common.get_function_params(wants))
-    assert dict(common.get_function_params(snake_haste.declared(wants))) == inspected
-    assert getattr(wants, common.FUNC_OVERWRITE_PARAMS_ATTR) == inspected
-    before = dict(common.get_function_params(resources.Resource("mem_mb", wants).evaluate))
-    resources_haste.know_parameters()
-    resource = resources.Resource("mem_mb", wants)
-    assert dict(common.get_function_params(resource.evaluate)) == before
-    assert resource.evaluate("w", attempt=3, input=[]).value == 3

@@ -109,10 +109,10 @@ def inputs(made: Plan, step: str) -> Callable[[Any], list[Any]]:
     from snakemake.io import ancient
 
     def find(wildcards: Any) -> list[Any]:
-        wanted = _at(made, step, wildcards)
-        if wanted.made(made.root) and not _forced():
+        wanted, forced = _at(made, step, wildcards), _forced()
+        if wanted.made(made.root) and not forced:
             return []
-        upstream = wanted.inputs if _forced() or _stored_elsewhere() else made.asked_for(wanted)
+        upstream = wanted.inputs if forced or _stored_elsewhere() else made.asked_for(wanted)
         return [ancient(path) for c in upstream for path in c.files.values()]
 
     return declared(find)
