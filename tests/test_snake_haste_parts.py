@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import copy
 import gc
+import logging
 import os
+import queue
 import random
 import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from logging.handlers import QueueHandler
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -25,6 +28,7 @@ from snakemake.scheduling import job_scheduler
 
 from palimpsest import snake_haste
 from palimpsest.snake_haste import graph, seam
+from palimpsest.snake_haste import jobs as haste_of_jobs
 
 SNAKEFILE = """
 if {haste}:
@@ -137,7 +141,7 @@ def test_garbage_is_collected_again_when_jobs_run() -> None:
     assert gc.isenabled()
 
 
-def workflow(folder: Path, haste: bool, *arguments: str) -> tuple[str, dict[str, str]]:
+def workflow(folder: Path, haste: bool, *arguments: str, code: int = 0) -> tuple[str, dict[str, str]]:
     """What Snakemake says of a small workflow of its own, and the files that it leaves."""
     folder.mkdir(exist_ok=True)
     (folder / "Snakefile").write_text(SNAKEFILE.format(haste=haste), encoding="utf-8")
@@ -149,7 +153,7 @@ def workflow(folder: Path, haste: bool, *arguments: str) -> tuple[str, dict[str,
         text=True,
         check=False,
     )
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == code, done.stderr
     left = {
         path.relative_to(folder).as_posix(): path.read_text(encoding="utf-8")
         for path in sorted(folder.rglob("*"))
@@ -175,6 +179,54 @@ def test_other_workflows_are_looked_at_and_run_alike(tmp_path: Path) -> None:
     assert run[0][1]["out/sum.txt"] == "a\n1\nbb\n2\n" and not any(
         name.startswith("raw/") for name in run[0][1]
     )
+
+
+def test_resources_that_cannot_be_worked_out_are_found_by_a_quiet_dry_run(tmp_path: Path) -> None:
+    said, _ = workflow(tmp_path, True, "-n", "--quiet", "all", "--set-resources", "raw:mem_mb=1//0", code=1)
+    assert "1//0" in said
+
+
+def test_jobs_are_shown_to_who_asks_for_them(tmp_path: Path) -> None:
+    pytest.importorskip("snakemake_logger_plugin_rich")
+    said, _ = workflow(tmp_path, True, "-n", "--verbose", "--logger", "rich")
+    assert said.count("Would run") == 5
+
+
+def logger(**changes: Any) -> Any:
+    """As much of Snakemake's logging as is asked for, with the logger of the default profile."""
+    rich = pytest.importorskip("snakemake_logger_plugin_rich.event_handler")
+    events = rich.EventHandler.__new__(rich.EventHandler)
+    vars(events).update({"dryrun": True, "verbose": False, **changes})
+    handler = SimpleNamespace(event_handler=events)
+    own = SimpleNamespace(handlers=[QueueHandler(queue.Queue())])
+    return SimpleNamespace(logger=own, plugin_handlers=[handler])
+
+
+class Manager:
+    """Snakemake's, which can be a key of a dictionary."""
+
+    def __init__(self, like: Any) -> None:
+        vars(self).update(vars(like))
+
+
+def test_jobs_are_described_to_every_logger_but_the_one_that_leaves_them_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked = haste_of_jobs.only_progress_is_shown
+    assert asked(Manager(logger()))
+    assert not asked(Manager(logger(verbose=True))) and not asked(Manager(logger(dryrun=False)))
+    assert not asked(None) and not asked(Manager(SimpleNamespace()))
+    other = logger()
+    other.logger.handlers.append(logging.StreamHandler())
+    assert not asked(Manager(other))
+    two = logger()
+    two.plugin_handlers *= 2
+    assert not asked(Manager(two))
+    stranger = logger()
+    stranger.plugin_handlers[0].event_handler = SimpleNamespace(dryrun=True, verbose=False)
+    assert not asked(Manager(stranger))
+    monkeypatch.setattr(haste_of_jobs, "version", lambda _: "0.6.0")
+    assert not asked(Manager(logger()))
 
 
 def rule() -> Any:

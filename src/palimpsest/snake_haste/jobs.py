@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
+from importlib.metadata import version
+from logging.handlers import QueueHandler
 from typing import Any
 
 from palimpsest.snake_haste.seam import replace
+
+# The logger of the default profile, which shows the counts of a dry run but not its jobs; later ones may.
+QUIET_LOGGER, QUIET_VERSION = "snakemake-logger-plugin-rich", "0.5."
 
 
 def hasten() -> None:
@@ -52,7 +58,8 @@ def _ask_for_no_environment() -> None:
 
 
 def _describe_none_unseen() -> None:
-    """What a dry run would say of a job where `--quiet all` or `--quiet rules` keeps it from being shown: files, reason, every resource."""
+    """What a dry run would say of a job where it is not shown: files, reason, every resource. `--quiet all` and `--quiet rules` keep it
+    from being shown, and so does the logger of the default profile unless `--verbose` is given."""
     from snakemake import jobs
     from snakemake.settings import enums
 
@@ -63,13 +70,33 @@ def _describe_none_unseen() -> None:
 
     def make(describe: Callable[..., Any]) -> Callable[..., Any]:
         def shown(self: Any, *args: Any, **kwargs: Any) -> None:
-            settings = self.dag.workflow.output_settings
-            if not (settings.dryrun and unseen & set(settings.quiet or ())):
-                describe(self, *args, **kwargs)
+            workflow = self.dag.workflow
+            settings = workflow.output_settings
+            if settings.dryrun:
+                if unseen & set(settings.quiet or ()):
+                    return
+                told = self.rule.is_checkpoint or self.rule.is_handover
+                if not told and only_progress_is_shown(getattr(workflow, "logger_manager", None)):
+                    return
+            describe(self, *args, **kwargs)
 
         return shown
 
     replace(getattr(jobs, "Job", None), "log_info", make)
+
+
+@lru_cache(maxsize=4)
+def only_progress_is_shown(manager: Any) -> bool:
+    """Whether nothing of a dry run's jobs is written anywhere: all goes to one logger, of which it is known that it leaves them out."""
+    plugins = list(getattr(manager, "plugin_handlers", ()))
+    handlers = list(getattr(getattr(manager, "logger", None), "handlers", ()))
+    if len(plugins) != 1 or not handlers or not all(isinstance(h, QueueHandler) for h in handlers):
+        return False
+    events = getattr(plugins[0], "event_handler", None)
+    if type(events).__module__.partition(".")[0] != QUIET_LOGGER.replace("-", "_"):
+        return False
+    quiet = getattr(events, "dryrun", False) and not getattr(events, "verbose", True)
+    return bool(quiet) and version(QUIET_LOGGER).startswith(QUIET_VERSION)
 
 
 def _work_logs_out_once() -> None:
