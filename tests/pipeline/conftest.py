@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,16 @@ import pytest
 
 from palimpsest import forkserver
 from tests.pipeline.project import FINISHED_JOBS, Project, new_project
+
+# Seconds since 1970 after which no long scenario is begun, where a run has to end in time.
+UNTIL = "PALIMPSEST_SCENARIOS_UNTIL"
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip long scenarios, and say so, when the time of this run is used up."""
+    if item.get_closest_marker("pipeline_slow") and time.time() > float(os.environ.get(UNTIL) or "inf"):
+        pytest.skip(f"the time of this run is used up ({UNTIL})")
 
 
 @pytest.fixture(scope="session")

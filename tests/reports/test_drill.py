@@ -59,7 +59,8 @@ def test_the_data_are_those_of_scores_and_comparisons(inputs: ReportInputs, repo
     cell = data_of(report / drill.CELLS / f"{drill.name_of(key)}.js")
     suite = data_of(report / drill.CELLS / f"{cell['suite']}.js")
     rows = pairs.read_images([path], suite["image_id"], "after")
-    assert cell["title"] == "Image filter" and cell["themes"] == ["glitch"]
+    assert cell["name"] == "Image filter" and cell["themes"] == ["glitch"]
+    assert cell["title"].startswith("Image filter, erasing glitch")
     assert [rows[i]["prompt"] for i in suite["image_id"]] == suite["prompt"]
     own = pairs.read_scores(scores[key], "glitch", inputs.params)
     for at, image_id in enumerate(suite["image_id"]):
@@ -79,7 +80,7 @@ def test_numbers_of_the_main_tables_link_to_their_images(inputs: ReportInputs, r
         part = text.split(f'id="{table}-table"')[1].split("</table>")[0]
         assert 'class="look" href="images.html#' in part, table
     row = next(r for r in select.rows_of(inputs) if r["method"] == "uce" and r["dataset"] == "i2p")
-    linked = drill.Drill({pairs.identity_key(row): "uce.x"}).link
+    linked = drill.Drill({pairs.identity_key(row): "uce.x"}, {}).link
     assert linked(row) == f"images.html#uce.x/{row['judged_theme']}/i2p"
     assert linked({**row, "dataset": "a/b", "judged_theme": "any"}) == "images.html#uce.x//a%2Fb"
     assert linked({**row, "method": "other"}) == "" and linked({"label": "no row"}) == ""
@@ -96,8 +97,8 @@ def test_the_page_shows_filters_and_unblurs(browser: Any, inputs: ReportInputs, 
     ]
     blurred = dataclasses.replace(inputs, params=fake_inputs.settings(report={"blur": True}))
     scores = pairs.files(inputs.scores, "vqa")
-    drill.write(select.rows_of(inputs), blurred.params, pairs.files(few), scores, {}, tmp_path)
-    (tmp_path / drill.PAGE).write_text(page.render_images(blurred), encoding="utf-8")
+    drilled = drill.write(select.rows_of(inputs), blurred.params, pairs.files(few), scores, {}, tmp_path)
+    (tmp_path / drill.PAGE).write_text(page.render_images(blurred, drilled), encoding="utf-8")
     key = pairs.identity_key(next(i for i, _ in few if i["method"] == "filter" and i["suite"] == "nsfw"))
     browser.get("about:blank")
     browser.get(f"{(tmp_path / 'images.html').as_uri()}#{drill.name_of(key)}/glitch/i2p")
@@ -119,4 +120,14 @@ def test_the_page_shows_filters_and_unblurs(browser: Any, inputs: ReportInputs, 
     )
     assert browser.execute_script(wait) == 3 and "no image" in browser.find_element("id", "cards").text
     assert browser.execute_script("return document.documentElement.scrollWidth <= window.innerWidth")
+    other = pairs.identity_key(next(i for i, _ in few if i["method"] == "uce" and i["suite"] == "nsfw"))
+    browser.execute_script(
+        "const s = document.getElementById('cell'); s.value = arguments[0]; s.dispatchEvent(new Event('change'))",
+        drill.name_of(other),
+    )
+    for _ in range(50):
+        if "erasing glitch" in (said := browser.find_element("id", "what").text) and "UCE" in said:
+            break
+        browser.execute_async_script("setTimeout(arguments[0], 50)")
+    assert "UCE" in said and browser.execute_script("return location.hash").endswith("/glitch/i2p")
     assert [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"] == []

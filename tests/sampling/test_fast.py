@@ -48,7 +48,8 @@ def on_cuda(pipeline, *hooks):
 
 
 def test_the_form_depends_on_device_dtype_and_hooks(pipeline) -> None:
-    assert fast.form(pipeline, sampler()) == fast.Form("float32", False, False)
+    assert fast.form(pipeline, sampler()) == fast.Form("float32", True, False)
+    assert not fast.form(pipeline, sampler(dtype="bfloat16")).channels_last
     half = fast.form(on_cuda(pipeline), sampler(dtype="bfloat16", compile=True))
     assert half == fast.Form("bfloat16", True, True)
     assert not fast.form(on_cuda(pipeline), sampler(compile=True)).channels_last
@@ -81,13 +82,19 @@ def test_compiled_blocks_make_the_same_images_and_leave_the_given_unet_alone(pip
         fast.compiled(SimpleNamespace(unet=torch.nn.Linear(2, 2)), backend)
 
 
-def test_channels_last_makes_the_same_images_and_leaves_the_given_weights_alone(pipeline) -> None:
-    made = fast.channels_last(pipeline, pipeline)
+def test_channels_last_makes_the_same_images_and_leaves_the_given_weights_alone(
+    pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = fast.prepared(pipeline, sampler())
     for part in (made.unet, made.vae):
         kernels = [w for w in part.parameters() if w.ndim == 4 and w.shape[-1] == 3 and w.shape[1] > 1]
         assert kernels and all(w.is_contiguous(memory_format=torch.channels_last) for w in kernels)
     assert pipeline.unet.conv_in.weight.is_contiguous()
-    assert np.abs(images(made, sampler()) - images(pipeline, sampler())).max() <= 1
+    assert made.unet.time_embedding.linear_1.weight is pipeline.unet.time_embedding.linear_1.weight
+    turned = images(pipeline, sampler())
+    monkeypatch.setattr(fast, "channels_last", lambda made, given: made)
+    assert fast.prepared(pipeline, sampler()).unet is pipeline.unet
+    assert np.abs(images(pipeline, sampler()) - turned).max() <= 1
 
 
 def _entered(inside: list[bool], evaluated: list[int]) -> None:

@@ -28,9 +28,10 @@ SHOWN = ("image_id", "source", "prompt", "seed", "decision", "reason")
 
 @dataclass(frozen=True)
 class Drill:
-    """What was written. names: identity and suite -> name of the cell's files."""
+    """What was written. names: identity and suite -> name of the cell's files. titles: suite -> name -> what the cell is, in words."""
 
     names: Mapping[pairs.Key, str]
+    titles: Mapping[str, Mapping[str, str]]
 
     def link(self, row: Mapping[str, Any]) -> str:
         """Where the images of a row are shown, narrowed to its theme and data set; "" where there are none."""
@@ -76,6 +77,7 @@ def write(
     """Write the data of every compared cell. rows: those of the table; bases: a cell's own base, where it is not the first one."""
     known = {pairs.identity_key(row): row for row in rows if select.is_ok(row)}
     names: dict[pairs.Key, str] = {}
+    titles: dict[str, dict[str, str]] = {}
     for name in (CELLS, SHEETS):
         (folder / name).mkdir(parents=True, exist_ok=True)
     written: dict[tuple[Any, ...], str] = {}
@@ -89,8 +91,15 @@ def write(
             written[suite_key] = _write_suite(len(written), suite_key, shown, scores[base], params, folder)
         names[key] = name_of(key)
         data = _cell(known[key], shown, paths, scores[key], params, folder) | {"suite": written[suite_key]}
+        titles.setdefault(key[-1], {})[names[key]] = data["title"]
         _write(data, folder / CELLS / f"{names[key]}.js")
-    return Drill(names)
+    return Drill(names, titles)
+
+
+def title_of(row: Row) -> str:
+    """A cell in words: the method, what it erases, the variant."""
+    erased = f"erasing {row['theme']}" if row["theme"] else ""
+    return ", ".join(part for part in (row["label"], erased, row["variant"]) if part)
 
 
 def _shown(paths: Sequence[Path]) -> pl.DataFrame:
@@ -172,8 +181,8 @@ def _cell(
         if decision not in ("generated", "made")
     }
     return {
-        "title": row["label"],
-        "variant": row["variant"],
+        "name": row["label"],
+        "title": title_of(row),
         "themes": themes,
         "scores": _judged(scores, themes, shown.select("image_id"), params),
         "notes": notes,

@@ -232,8 +232,8 @@ def render(inputs: ReportInputs, rows: Sequence[Row], content: Content) -> str:
     )
 
 
-def render_images(inputs: ReportInputs) -> str:
-    """The page that shows the images behind a number, as HTML."""
+def render_images(inputs: ReportInputs, drilled: drill.Drill) -> str:
+    """The page that shows the images behind a number, as HTML. drilled: the cells that one can choose from."""
     from palimpsest.sheets import ACROSS, SIDE
 
     params = inputs.params
@@ -249,6 +249,7 @@ def render_images(inputs: ReportInputs) -> str:
             banner=BANNER if is_micro(params) else "",
             blur=params.report.blur or not is_micro(params),
             experiment=params.experiment,
+            titles=drilled.titles,
             side=SIDE,
             across=ACROSS,
             css=texts["style.css"],
@@ -306,6 +307,6 @@ def write_report(inputs: ReportInputs, folder: Path) -> None:
     )
     store.write_json(registry.conclusions(study), folder / "conclusions.json")
     cards.write(inputs, rows, folder)
-    (folder / drill.PAGE).write_text(render_images(inputs), encoding="utf-8")
+    (folder / drill.PAGE).write_text(render_images(inputs, drilled), encoding="utf-8")
     with store.atomic(folder / "index.html") as part:
         part.write_text(render(inputs, rows, content), encoding="utf-8")

@@ -32,10 +32,11 @@ function options(select, values, chosen) {
 
 function begin() {
   const [, theme, dataset] = address();
-  $("what").textContent = cell.variant ? `${cell.title}, ${cell.variant}` : cell.title;
+  $("what").textContent = cell.title;
+  $("cell").value = wanted;
+  $("judged").hidden = false;
   options($("theme"), cell.themes.map((name) => [name, name]), cell.themes.includes(theme) ? theme : cell.themes[0]);
   options($("dataset"), [["", "all"], ...[...new Set(suite.source)].map((name) => [name, name])], dataset || "");
-  $("choose").hidden = false;
   choose();
 }
 
@@ -75,7 +76,7 @@ function made(tag, className, text) {
 
 function card(at, theme) {
   const item = document.createElement("li"), two = made("div", "two");
-  const places = [["Base", 0, suite.base[theme][at], ""], [cell.title, 1, cell.scores[theme][at], cell.notes[at] || ""]];
+  const places = [["Base", 0, suite.base[theme][at], ""], [cell.name, 1, cell.scores[theme][at], cell.notes[at] || ""]];
   for (const [name, which, judged, note] of places) two.append(one(at, name, which, judged, note));
   item.append(two, made("p", "said", suite.prompt[at] || ""));
   item.append(made("p", "fine", `${suite.image_id[at]} · seed ${suite.seed[at]}`));
@@ -130,12 +131,19 @@ function lines(sheet) {
 const press = (button, on) => button.setAttribute("aria-pressed", String(on));
 
 function reach() {
-  if (!location.hash) return;
+  $("choose").hidden = false;
+  if (!location.hash) {
+    $("where").textContent = "Choose a cell, or follow a number of a table in the report.";
+    return;
+  }
   const name = address()[0];
   if (name === wanted && suite) return begin();
   wanted = name;
   load(name);
 }
+$("cell").addEventListener("change", () => {
+  if ($("cell").value) location.hash = [$("cell").value, ...(cell ? [$("theme").value, $("dataset").value] : [])].map(encodeURIComponent).join("/");
+});
 for (const id of ["theme", "dataset", "kind"]) $(id).addEventListener("change", choose);
 $("choose").addEventListener("submit", (event) => event.preventDefault());
 $("more").addEventListener("click", more);
