@@ -84,6 +84,7 @@ REPLACED: tuple[tuple[Any, str], ...] = (
     (output_index.OutputIndex, "match_producers"),
     (rules.Rule, "apply_input_function"),
 )
+OF_FLAGS: tuple[Any, ...] = (dag, jobs, rules)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -91,10 +92,13 @@ def _hastened() -> Iterator[None]:
     """The replacements, in this process and for this file only."""
     before = {(owner, name): vars(owner)[name] for owner, name in REPLACED}
     thresholds = gc.get_threshold()
+    flagged = {module: module.is_flagged for module in (io, *OF_FLAGS)}
     snake_haste.hasten()
     yield
     for (owner, name), there in before.items():
         setattr(owner, name, there)
+    for module, function in flagged.items():
+        module.is_flagged = function
     if "__init__" in vars(iocontainers.Wildcards):
         del iocontainers.Wildcards.__init__
     gc.enable()
@@ -275,6 +279,29 @@ def test_wildcards_are_filled_in_as_before(path: str, flags: tuple[str, ...]) ->
     assert "more" not in file.flags, "flags are the file's own"
     assert ours.regex() == theirs.regex() and ours.constant_prefix() == theirs.constant_prefix()
     assert (ours.apply_wildcards(VALUES)) == theirs.apply_wildcards({})
+
+
+@pytest.mark.parametrize("flag", ["ancient", "temp", "storage_object"])
+def test_flags_are_those_that_were_set(flag: str) -> None:
+    plainly = original(io, "is_flagged")
+    assert all(module.is_flagged is io.is_flagged for module in OF_FLAGS)
+    owner = rule()
+    marked = io.flag("a/b", "ancient")
+    unset = io.flag("a/b", "ancient", False)
+    files = [io.IOFile(path, rule=owner) for path in ("a/b", marked, unset)]
+    nested = [io.IOFile(io.IOFile(file, rule=owner), rule=owner) for file in files]
+    for value in ("a/b", marked, unset, *files, *nested, len, None, 3):
+        assert io.is_flagged(value, flag) is plainly(value, flag), value
+    assert io.is_flagged(nested[1], "ancient") and not io.is_flagged(nested[2], "ancient")
+    for file in (*files, *nested):
+        assert file.is_storage is original(io._IOFile, "is_storage")(file)
+    kept = SimpleNamespace(_iofile=None)
+    stored = io.IOFile(io.flag("a/b", "storage_object", kept), rule=owner)
+    assert (
+        stored.is_storage
+        and io.IOFile(stored, rule=owner).is_storage
+        and io.is_flagged(stored, "storage_object")
+    )
 
 
 def test_a_wildcard_without_value_is_named() -> None:

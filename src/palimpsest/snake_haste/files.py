@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import re
+import sys
 from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
-from palimpsest.snake_haste.seam import replace
+from palimpsest.snake_haste.seam import HASTENED, replace
 
 # Snakemake warns of other paths, or reads them in a way of its own.
 PLAIN = re.compile(r"(?!\./)[\w.+=@-]+(?:/[\w.+=@-]+)*")
@@ -27,18 +30,50 @@ def hasten() -> None:
         or vars(text("a")).keys() != {"_flags", "callable"}
     ):
         return  # not the files that are known here
-    replace(file, "is_storage", lambda ask: _is_storage(ask, text))
-    replace(file, "check", lambda check: _checked(check, text))
+    flagged = getattr(io, "is_flagged", None)
+    if inspect.isfunction(flagged):
+        _replace_everywhere(flagged, _flagged(flagged, file, text))
+    replace(file, "is_storage", lambda ask: _is_storage(ask, file, text))
+    replace(file, "check", lambda check: _checked(check, file, text))
     if fill is not None and isinstance(places, re.Pattern):
         replace(file, "apply_wildcards", lambda apply: _filled(apply, file, text, _filler(fill, places)))
 
 
-def _is_storage(ask: Callable[..., Any], text: Any) -> Callable[..., Any]:
-    """Whether a file is kept in a remote storage: a flag, which is asked for fifty times per job."""
+def _replace_everywhere(function: Callable[..., Any], quick: Callable[..., Any]) -> None:
+    """Modules of Snakemake took the function over by name."""
+    if hasattr(function, HASTENED):
+        return
+    quick = functools.wraps(function)(quick)
+    setattr(quick, HASTENED, True)
+    for name, module in list(sys.modules.items()):
+        if name.partition(".")[0] == "snakemake" and vars(module).get(function.__name__) is function:
+            setattr(module, function.__name__, quick)
+
+
+def _flagged(ask: Callable[..., Any], file: Any, text: Any) -> Callable[..., Any]:
+    """Whether a path has a flag: asked for a hundred times per job, and of an abstract class, which takes longer than to look."""
+
+    def quick(value: Any, flag: str) -> Any:
+        kind, known = type(value), value
+        while kind is file:  # a file of a file has the flags of that
+            known = known._file
+            kind = type(known)
+        if kind is text:
+            return bool(known._flags.get(flag))
+        return False if kind is str else ask(value, flag)
+
+    return quick
+
+
+def _is_storage(ask: Callable[..., Any], file: Any, text: Any) -> Callable[..., Any]:
+    """Whether a file is kept in a remote storage: the flag that is asked for most."""
 
     def quick(self: Any) -> Any:
         known = self._file
         kind = type(known)
+        while kind is file:
+            known = known._file
+            kind = type(known)
         if kind is text:
             return bool(known._flags.get("storage_object"))
         return False if kind is str else ask(self)
@@ -46,12 +81,12 @@ def _is_storage(ask: Callable[..., Any], text: Any) -> Callable[..., Any]:
     return quick
 
 
-def _checked(check: Callable[..., Any], text: Any) -> Callable[..., Any]:
+def _checked(check: Callable[..., Any], file: Any, text: Any) -> Callable[..., Any]:
     """Warnings of odd paths: there are none for a path of letters, digits and single slashes."""
 
     def quick(self: Any) -> None:
         known = self._file
-        if not (type(known) in (str, text) and PLAIN.fullmatch(known)):
+        if not (type(known) in (str, text, file) and PLAIN.fullmatch(known)):
             check(self)
 
     return quick
