@@ -110,66 +110,96 @@ def masked_set(params: Params, theme: str, count: int) -> ImageSet:
     )
 
 
-def main() -> None:
-    given = arguments()
-    params = load("params.yaml")
-    name, _, preset = given.method.partition("/")
-    files = registry.settings_files("methods")
-    preset = preset or files[name].run[0]
-    chosen = {**params.overrides.get(name, {}), **params.overrides.get(f"{name}/{preset}", {})}
-    chosen |= {key: yaml.safe_load(value) for key, _, value in (item.partition("=") for item in given.set)}
-    settings = registry.settings(name, preset, chosen, files)
-    method, kept = registry.get(files[name].method), Kept(given.cache)
-    base, judge = load_pipeline(params.model), vqa.load(params.detectors[params.judge])
-    sampler = params.sampler.model_copy(update=files[name].samplers.get(preset, {}))
-    themes = list(params.themes) if given.theme == "all" else [given.theme]
-    recipe = [params.model.path, sampler.model_dump(), params.themes, themes]
+class Trial:
+    """One method on one variant of params.yaml: what it is given, and what it makes at a strength."""
 
-    def judged(images: np.ndarray) -> np.ndarray:
-        words = {theme: ", ".join(params.themes[theme].detailed) for theme in themes}
-        flagged = np.stack(list(judge.score(images, words).values())).max(axis=0) > given.threshold
+    def __init__(self, given: argparse.Namespace) -> None:
+        self.given, self.params = given, load("params.yaml")
+        self.name, _, preset = given.method.partition("/")
+        files = registry.settings_files("methods")
+        file = files[self.name]
+        self.preset = preset or file.run[0]
+        overrides = self.params.overrides
+        chosen = {**overrides.get(self.name, {}), **overrides.get(f"{self.name}/{self.preset}", {})}
+        chosen |= {
+            key: yaml.safe_load(value) for key, _, value in (item.partition("=") for item in given.set)
+        }
+        self.settings = registry.settings(self.name, self.preset, chosen, files)
+        self.method, self.kept = registry.get(file.method), Kept(given.cache)
+        self.base = load_pipeline(self.params.model)
+        self.judge = vqa.load(self.params.detectors[self.params.judge])
+        self.sampler = self.params.sampler.model_copy(update=file.samplers.get(self.preset, {}))
+        themes = self.params.themes
+        self.themes = list(themes) if given.theme == "all" else [given.theme]
+        self.target = Target(
+            tuple(ThemeTarget(t, tuple(themes[t].detailed), themes[t].safe) for t in self.themes),
+            tuple(self.params.retain),
+        )
+
+    def judged(self, images: np.ndarray) -> np.ndarray:
+        """Which images show one of the themes."""
+        words = {theme: ", ".join(self.params.themes[theme].detailed) for theme in self.themes}
+        flagged = np.stack(list(self.judge.score(images, words).values())).max(axis=0) > self.given.threshold
         # the judge has never seen a black picture; one that was not made shows nothing
         return flagged & images.any(axis=(1, 2, 3))
 
-    def before(kind: str) -> dict[str, np.ndarray]:
-        rows = rows_of(params, kind)
-        images = pictures(base, rows["prompt"], rows["seed"], sampler)
-        return {**{k: np.array(v) for k, v in rows.items()}, "images": images, "unsafe": judged(images)}
+    def before(self, kind: str) -> dict[str, np.ndarray]:
+        """The base's images of a kind of suite with their rows and verdicts."""
 
-    unsafe, benign = (kept.get(kind, [kind, *recipe], partial(before, kind)) for kind in ("unsafe", "benign"))
-    sets = []
-    for role in method.INFO.needs:
-        for theme in themes:
-            count = given.images if given.theme != "all" else math.ceil(given.images / len(themes))
-            if role == "masked_images":
-                sets.append(masked_set(params, theme, count))
-                continue
-            what = [theme, role, count, params.training_images.model_dump(), params.themes]
-            made = kept.get("training", what, partial(training_set, params, base, theme, role, count))
-            sets.append(ImageSet(theme, role, made["images"], tuple(str(p) for p in made["prompts"])))
-    target = Target(
-        tuple(ThemeTarget(t, tuple(params.themes[t].detailed), params.themes[t].safe) for t in themes),
-        tuple(params.retain),
-    )
-    started = time.perf_counter()
-    artifact = method.fit(base, target, TrainingData(tuple(sets)), settings, params.seed)
-    seconds = time.perf_counter() - started
-    size = sum(t.numel() * t.element_size() for t in artifact.tensors.values()) / 2**20
-    losses = artifact.meta.get("losses") or [math.nan]
-    print(
-        f"{name}/{preset} {given.theme}: fit {seconds:.1f} s, {artifact.meta.get('unet_evaluations', 0)} UNet evaluations, "
-        f"{size:.1f} MB, loss {losses[0]:.4g} -> {losses[-1]:.4g}"
-    )
-    drawn = np.flatnonzero(unsafe["unsafe"])
-    shown, figures = [], []
-    for strength in given.strengths:
-        used = settings
-        if strength is not None:
-            used = settings.model_copy(update={"strength": strength})
-        pipeline = method.apply(base, artifact, target, used)
-        after = pictures(pipeline, unsafe["prompt"].tolist(), unsafe["seed"].tolist(), sampler)
-        bad = judged(after)
-        good = pictures(pipeline, benign["prompt"].tolist(), benign["seed"].tolist(), sampler)
+        def make() -> dict[str, np.ndarray]:
+            rows = rows_of(self.params, kind)
+            images = pictures(self.base, rows["prompt"], rows["seed"], self.sampler)
+            return {
+                **{k: np.array(v) for k, v in rows.items()},
+                "images": images,
+                "unsafe": self.judged(images),
+            }
+
+        recipe = [kind, self.params.model.path, self.sampler.model_dump(), self.params.themes, self.themes]
+        return self.kept.get(kind, recipe, make)
+
+    def training(self) -> TrainingData:
+        """The images that the method is trained on."""
+        params, sets = self.params, []
+        count = math.ceil(self.given.images / len(self.themes))
+        for role in self.method.INFO.needs:
+            for theme in self.themes:
+                if role == "masked_images":
+                    sets.append(masked_set(params, theme, count))
+                    continue
+                what = [theme, role, count, params.training_images.model_dump(), params.themes]
+                make = partial(training_set, params, self.base, theme, role, count)
+                made = self.kept.get("training", what, make)
+                sets.append(ImageSet(theme, role, made["images"], tuple(str(p) for p in made["prompts"])))
+        return TrainingData(tuple(sets))
+
+    def fit(self) -> tuple[Artifact, float]:
+        """The fitted artifact and the seconds it took, which are printed."""
+        data, started = self.training(), time.perf_counter()
+        artifact: Artifact = self.method.fit(self.base, self.target, data, self.settings, self.params.seed)
+        seconds = time.perf_counter() - started
+        size = sum(t.numel() * t.element_size() for t in artifact.tensors.values()) / 2**20
+        losses = artifact.meta.get("losses") or [math.nan]
+        print(
+            f"{self.name}/{self.preset} {self.given.theme}: fit {seconds:.1f} s, {artifact.meta.get('unet_evaluations', 0)} UNet "
+            f"evaluations, {size:.1f} MB, loss {losses[0]:.4g} -> {losses[-1]:.4g}"
+        )
+        return artifact, seconds
+
+    def at(
+        self, artifact: Artifact, strength: float | None, unsafe: dict[str, Any], benign: dict[str, Any]
+    ) -> tuple[dict[str, Any], np.ndarray]:
+        """Figures at a strength (None: as set), which are printed, and a row of images for the picture."""
+        params = self.params
+        changed = {} if strength is None else {"strength": strength}
+        pipeline = self.method.apply(
+            self.base, artifact, self.target, self.settings.model_copy(update=changed)
+        )
+        after, good = (
+            pictures(pipeline, rows["prompt"].tolist(), rows["seed"].tolist(), self.sampler)
+            for rows in (unsafe, benign)
+        )
+        bad = self.judged(after)
         counts = ep.count(unsafe["unsafe"], bad)
         low, high = intervals.ep_interval(
             unsafe["unsafe"], bad, unsafe["prompt_id"], unsafe["source"],
@@ -180,11 +210,10 @@ def main() -> None:
             "ep": counts.ep,
             "ep_low": low,
             "ep_high": high,
-            "flagged": float(judged(good).mean()),
+            "flagged": float(self.judged(good).mean()),
             "rmse": float(drift.rmse(benign["images"], good).mean()),
             "ssim": float(drift.ssim(benign["images"], good).mean()),
         }
-        figures.append(figure)
         print(
             f"  strength {'as set' if strength is None else strength}: EP {100 * counts.ep:.1f} % [{100 * low:.1f}, {100 * high:.1f}] "
             f"of {counts.n_base_unsafe} unsafe of {counts.n}; suppressed {counts.suppressed}, induced {counts.induced}; "
@@ -192,15 +221,33 @@ def main() -> None:
             f"RMSE {figure['rmse']:.3f}, SSIM {figure['ssim']:.3f}",
             flush=True,
         )
-        shown.append(np.concatenate([after[drawn[:: max(1, len(drawn) // 8)][:8]], good[:8]]))
+        return figure, np.concatenate([after[some_of(unsafe["unsafe"])], good[:8]])
+
+
+def some_of(unsafe: np.ndarray) -> np.ndarray:
+    """Positions of at most eight unsafe images, spread over all."""
+    drawn = np.flatnonzero(unsafe)
+    return drawn[:: max(1, len(drawn) // 8)][:8]
+
+
+def main() -> None:
+    given = arguments()
+    trial = Trial(given)
+    unsafe, benign = trial.before("unsafe"), trial.before("benign")
+    artifact, seconds = trial.fit()
+    figures, shown = zip(
+        *(trial.at(artifact, strength, unsafe, benign) for strength in given.strengths), strict=True
+    )
     if given.show:
-        first = np.concatenate(
-            [unsafe["images"][drawn[:: max(1, len(drawn) // 8)][:8]], benign["images"][:8]]
-        )
+        first = np.concatenate([unsafe["images"][some_of(unsafe["unsafe"])], benign["images"][:8]])
         save_grid([first, *shown], given.show)
     if given.json:
         known = json.loads(given.json.read_text(encoding="utf-8")) if given.json.is_file() else {}
-        known[f"{name}/{preset} {given.theme}"] = {"set": given.set, "fit_seconds": seconds, "at": figures}
+        known[f"{trial.name}/{trial.preset} {given.theme}"] = {
+            "set": given.set,
+            "fit_seconds": seconds,
+            "at": figures,
+        }
         given.json.write_text(json.dumps(known, indent=1, sort_keys=True) + "\n", encoding="utf-8")
 
 

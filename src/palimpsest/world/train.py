@@ -3,27 +3,92 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-MODELS = (
-    "autoencoder",
-    "decoder",
-    "clip",
-    "unet",
-    "cleaned",
-    "judge",
-    "checker",
-    "features",
-    "parts",
-    "mhsc",
-    "reward",
-)
+
+def _autoencoder(given: argparse.Namespace) -> None:
+    from palimpsest.world import autoencoder
+
+    autoencoder.train(given.out, given.seed, given.minutes)
+
+
+def _decoder(given: argparse.Namespace) -> None:
+    from palimpsest.world import autoencoder
+
+    autoencoder.train_decoder(given.out, given.seed, given.autoencoder, given.minutes)
+
+
+def _clip(given: argparse.Namespace) -> None:
+    from palimpsest.world import clip
+
+    clip.train(given.out, given.seed, given.minutes)
+
+
+def _unet(given: argparse.Namespace) -> None:
+    from palimpsest.world import unet
+
+    cleaned = given.model == "cleaned"
+    unet.train(given.out, given.seed, given.autoencoder, given.clip, given.minutes, cleaned=cleaned)
+
+
+def _judge(given: argparse.Namespace) -> None:
+    from palimpsest.world import judge
+
+    judge.train(given.out, given.seed, given.autoencoder, given.clip, given.unet, given.minutes)
+
+
+def _checker(given: argparse.Namespace) -> Any:
+    from palimpsest.world import checker
+
+    return checker.make(given.out, given.seed, given.autoencoder, given.clip)
+
+
+def _features(given: argparse.Namespace) -> Any:
+    from palimpsest.world import features
+
+    return features.train(given.out, given.seed, given.minutes)
+
+
+def _parts(given: argparse.Namespace) -> Any:
+    from palimpsest.world import parts
+
+    return parts.train(given.out, given.seed, given.autoencoder, given.clip, given.unet, given.minutes)
+
+
+def _mhsc(given: argparse.Namespace) -> Any:
+    from palimpsest.world import mhsc
+
+    return mhsc.make(given.out, given.seed, given.autoencoder, given.clip)
+
+
+def _reward(given: argparse.Namespace) -> Any:
+    from palimpsest.world import reward
+
+    return reward.train(given.out, given.seed, given.clip, given.minutes)
+
+
+# What a trainer gives back are gates of the finished model, which are printed.
+TRAINERS: dict[str, Callable[[argparse.Namespace], Any]] = {
+    "autoencoder": _autoencoder,
+    "decoder": _decoder,
+    "clip": _clip,
+    "unet": _unet,
+    "cleaned": _unet,
+    "judge": _judge,
+    "checker": _checker,
+    "features": _features,
+    "parts": _parts,
+    "mhsc": _mhsc,
+    "reward": _reward,
+}
 
 
 def main(argv: list[str] | None = None) -> None:
     """Parse the command line and train. A second call with the same folder goes on where the first stopped."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("model", choices=MODELS)
+    parser.add_argument("model", choices=TRAINERS)
     parser.add_argument(
         "--out", type=Path, required=True, help="folder for checkpoints, logs and the finished model"
     )
@@ -43,60 +108,11 @@ def main(argv: list[str] | None = None) -> None:
 
     if options.threads:
         torch.set_num_threads(options.threads)
-    if options.model == "autoencoder":
-        from palimpsest.world import autoencoder
-
-        autoencoder.train(options.out, options.seed, options.minutes)
-    elif options.model == "decoder":
-        from palimpsest.world import autoencoder
-
-        autoencoder.train_decoder(options.out, options.seed, options.autoencoder, options.minutes)
-    elif options.model == "clip":
-        from palimpsest.world import clip
-
-        clip.train(options.out, options.seed, options.minutes)
-    elif options.model in ("unet", "cleaned"):
-        from palimpsest.world import unet
-
-        cleaned = options.model == "cleaned"
-        unet.train(
-            options.out, options.seed, options.autoencoder, options.clip, options.minutes, cleaned=cleaned
-        )
-    elif options.model == "judge":
-        from palimpsest.world import judge
-
-        judge.train(
-            options.out, options.seed, options.autoencoder, options.clip, options.unet, options.minutes
-        )
-    elif options.model == "checker":
+    found = TRAINERS[options.model](options)
+    if found is not None:
         from palimpsest.world import checker
 
-        print(
-            checker.said(checker.make(options.out, options.seed, options.autoencoder, options.clip)),
-            flush=True,
-        )
-    elif options.model == "features":
-        from palimpsest.world import checker, features
-
-        print(checker.said(features.train(options.out, options.seed, options.minutes)), flush=True)
-    elif options.model == "parts":
-        from palimpsest.world import checker, parts
-
-        gates = parts.train(
-            options.out, options.seed, options.autoencoder, options.clip, options.unet, options.minutes
-        )
-        print(checker.said(gates), flush=True)
-    elif options.model == "mhsc":
-        from palimpsest.world import checker, mhsc
-
-        gates = mhsc.make(options.out, options.seed, options.autoencoder, options.clip)
-        print(checker.said(gates), flush=True)
-    elif options.model == "reward":
-        from palimpsest.world import checker, reward
-
-        print(
-            checker.said(reward.train(options.out, options.seed, options.clip, options.minutes)), flush=True
-        )
+        print(checker.said(found), flush=True)
 
 
 if __name__ == "__main__":
