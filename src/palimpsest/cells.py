@@ -78,12 +78,15 @@ class Cell:
     place: str = field(init=False)
     key: str = field(init=False)
     path: str = field(init=False)
+    mention: str = field(init=False)
 
     def __post_init__(self) -> None:
         # every cell of a plan needs these, and most plans are made to look at nothing else
         object.__setattr__(self, "place", "/".join(self.where.values()))
         object.__setattr__(self, "key", hashlib.sha256(self.text().encode()).hexdigest()[:HEX])
         object.__setattr__(self, "path", PATTERNS[self.step].format(**self.where, key=self.key))
+        # how the recipes of what is made from this cell name it
+        object.__setattr__(self, "mention", f'["{self.step}", {quoted(self.place)}, "{self.key}"]')
 
     @cached_property
     def recipe(self) -> dict[str, Any]:
@@ -107,17 +110,12 @@ class Cell:
             known = args.text
         else:
             known = f"{{{', '.join([f'{quoted(name)}: {_text(args[name])}' for name in sorted(args)])}}}"
-        where = ", ".join([f"{quoted(name)}: {quoted(self.where[name])}" for name in sorted(self.where)])
+        where = ", ".join([f'"{name}": {quoted(self.where[name])}' for name in sorted(self.where)])
         inputs = ", ".join([cell.mention for cell in self.inputs])
         return (
             f'{{"args": {known}, "code": "{self.code}", "inputs": [{inputs}], "raw": {_text(self.raw)}, '
             f'"step": "{self.step}", "where": {{{where}}}}}'
         )
-
-    @cached_property
-    def mention(self) -> str:
-        """How the recipes of what is made from this cell name it."""
-        return f'["{self.step}", {quoted(self.place)}, "{self.key}"]'
 
     @property
     def beside(self) -> dict[str, str]:
