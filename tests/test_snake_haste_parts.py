@@ -83,6 +83,7 @@ REPLACED: tuple[tuple[Any, str], ...] = (
     (job_scheduler.JobScheduler, "_free_resources"),
     (output_index.OutputIndex, "match_producers"),
     (rules.Rule, "apply_input_function"),
+    (rules, "IOFile"),
 )
 OF_FLAGS: tuple[Any, ...] = (dag, jobs, rules)
 
@@ -167,10 +168,11 @@ def workflow(folder: Path, haste: bool, *arguments: str, code: int = 0) -> tuple
 
 
 def told(text: str) -> list[str]:
-    """What was said of jobs: lines, and the words of each, in any order."""
+    """What was said of jobs: lines, and the words of each, in any order, each line once: Snakemake runs jobs that are ready in an order
+    that differs from run to run, and says twice that a file is removed where its job ends before a checkpoint."""
     words = r"^(rule|localrule|checkpoint|localcheckpoint|Removing|Would remove|    (input|output|log|reason|wildcards|resources):).*$"
     lines = [re.sub(r"tmpdir=\S+", "", found.group()) for found in re.finditer(words, text, re.MULTILINE)]
-    return sorted(" ".join(sorted(re.split(r"[,\s]+", line))) for line in lines)
+    return sorted({" ".join(sorted(re.split(r"[,\s]+", line))) for line in lines})
 
 
 def test_other_workflows_are_looked_at_and_run_alike(tmp_path: Path) -> None:
@@ -279,6 +281,31 @@ def test_wildcards_are_filled_in_as_before(path: str, flags: tuple[str, ...]) ->
     assert "more" not in file.flags, "flags are the file's own"
     assert ours.regex() == theirs.regex() and ours.constant_prefix() == theirs.constant_prefix()
     assert (ours.apply_wildcards(VALUES)) == theirs.apply_wildcards({})
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_files_are_made_of_paths_and_of_files_as_before(path: str) -> None:
+    make, owner = original(rules, "IOFile"), rule()
+    for marked in (path, io.flag(path, "ancient"), io.flag(path, "ancient", False)):
+        ours, theirs = rules.IOFile(marked, rule=owner), make(marked, rule=owner)
+        again, same = rules.IOFile(ours, rule=rule()), make(theirs, rule=rule())
+        for one, other in ((ours, theirs), (again, same)):
+            assert (
+                type(one) is type(other)
+                and str(one) == str(other)
+                and one == other
+                and hash(one) == hash(other)
+            )
+            assert one.flags == other.flags and one.is_ancient == other.is_ancient
+            assert str(one.file) == str(other.file) and one.apply_wildcards(VALUES) == other.apply_wildcards(
+                VALUES
+            )
+        assert ours.rule is owner and again.rule is not owner
+        if marked is not path:
+            again.flags["more"] = same.flags["more"] = True
+            assert ours.flags == theirs.flags and marked.flags == ours.flags, "flags are shared, as they were"
+            del marked.flags["more"]
+    assert rules.IOFile(lambda wildcards: "a", rule=owner).is_callable()
 
 
 @pytest.mark.parametrize("flag", ["ancient", "temp", "storage_object"])

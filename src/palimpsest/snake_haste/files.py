@@ -35,6 +35,9 @@ def hasten() -> None:
         _replace_everywhere(flagged, _flagged(flagged, file, text))
     replace(file, "is_storage", lambda ask: _is_storage(ask, file, text))
     replace(file, "check", lambda check: _checked(check, file, text))
+    from snakemake import rules
+
+    replace(rules, "IOFile", lambda make: _made(make, file, text))
     if fill is not None and isinstance(places, re.Pattern):
         replace(file, "apply_wildcards", lambda apply: _filled(apply, file, text, _filler(fill, places)))
 
@@ -61,6 +64,26 @@ def _flagged(ask: Callable[..., Any], file: Any, text: Any) -> Callable[..., Any
         if kind is text:
             return bool(known._flags.get(flag))
         return False if kind is str else ask(value, flag)
+
+    return quick
+
+
+def _made(make: Callable[..., Any], file: Any, text: Any) -> Callable[..., Any]:
+    """A file of a path with flags, or of a file: one for a plain path, with the flags of that, and not a file of a file."""
+
+    def quick(path: Any, rule: Any = None) -> Any:
+        known = path._file if type(path) is file and not path._is_callable else path
+        if type(known) is not text or known.callable or known._flags.get("storage_object"):
+            return make(path, rule=rule)
+        if not PLAIN.fullmatch(known):
+            return make(path, rule=rule)
+        if known is path:
+            known = text(str(path))
+            known.flags = path.flags
+        made = str.__new__(file, known)
+        made._is_callable, made._file, made.rule = False, known, rule
+        made._regex = made._wildcard_constraints = None
+        return made
 
     return quick
 
