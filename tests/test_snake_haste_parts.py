@@ -398,3 +398,20 @@ def test_parameters_are_those_that_inspection_finds() -> None:
     own = list(common.get_function_params(resource.evaluate))
     assert own == ["args", "kwargs"]
     assert resource.evaluate("w", attempt=3, input=[]).value == 3
+
+
+def test_an_unknown_snakemake_is_left_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    import snakemake
+
+    from palimpsest import snake_haste
+
+    changed: list[str] = []
+    for part in ("resources", "jobs", "graph", "files"):
+        monkeypatch.setattr(getattr(snake_haste, part), "hasten", lambda part=part: changed.append(part))
+    monkeypatch.setattr(snake_haste, "_collect_nothing", lambda: None)
+    monkeypatch.setattr(snakemake, "__version__", "9.99.0")
+    snake_haste.hasten()
+    assert changed == []
+    monkeypatch.setattr(snakemake, "__version__", "9.27.4")
+    snake_haste.hasten()
+    assert changed == ["resources", "jobs", "graph", "files"]
