@@ -165,7 +165,7 @@ def measured(folder: Path, environment: dict[str, str], runs: int, plain: bool) 
     made = build(folder, environment, runs + 1)
     paths = set(made["paths"])
     snakemake = ["-c", PLAIN] if plain else ["-m", "snakemake"]
-    dry_run = [sys.executable, *snakemake, "-n", "--quiet", "all", "--configfile", "large.yaml"]
+    dry_run = [sys.executable, *snakemake, "-n", "--configfile", "large.yaml"]
     loops = [loop_seconds()]
     empty = min(timed(dry_run, folder, environment)[0] for _ in range(runs))
     added = new_cells(folder, environment, paths)

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from palimpsest import snake_haste
 from tests.pipeline.project import ROOT, Project
 
 PLAIN = """
@@ -36,7 +35,7 @@ LOOK = (
 
 def listed(text: str) -> list[list[str]]:
     """The jobs of a dry run, each as the words it is described by, without its number; in any order."""
-    blocks = re.split(r"^\[.*\]$|\n\n", text, flags=re.MULTILINE)
+    blocks = re.split(r"^\[.*\]$|^Job stats:$|\n\n", text, flags=re.MULTILINE)
     jobs = [block for block in map(str.strip, blocks) if re.match(r"(local)?rule \w+:", block)]
     return sorted(sorted(re.split(r"[,;\s]+", re.sub(r"jobid: \d+", "", job))) for job in jobs)
 
@@ -66,17 +65,29 @@ def test_a_dry_run_lists_the_same_jobs_with_the_same_requests(tmp_path: Path) ->
     assert sum("Missing" in job for job in jobs) > 5
 
 
-def test_a_quiet_dry_run_says_what_it_said(tmp_path: Path) -> None:
+def test_a_dry_run_says_what_it_said(tmp_path: Path) -> None:
+    """The logger of the default profile shows no job, so none is described, with or without `--quiet all`."""
     project = Project(tmp_path)
-    quiet = ("-n", "--quiet", "all")
-    hastened = project.snakemake(*quiet)
-    plainly = plain(project, *quiet)
+    hastened = project.snakemake("-n")
+    plainly = plain(project, "-n")
 
     def said(text: str) -> list[str]:
         return [line for line in text.splitlines() if "Workflow start" not in line]
 
     assert hastened.returncode == 0 and "total" in hastened.stdout
     assert said(hastened.stdout) == said(plainly)
+    assert said(project.snakemake("-n", "--quiet", "all").stdout) == said(plainly)
+
+
+@pytest.mark.pipeline_slow
+def test_jobs_made_again_are_the_same(tmp_path: Path) -> None:
+    project = Project(tmp_path)
+    again = (*LOOK, "--forcerun", "prompts", "keywords", "--until", "score")
+    hastened = project.snakemake(*again)
+    assert hastened.returncode == 0, hastened.stdout
+    jobs = listed(hastened.stdout)
+    assert jobs == listed(plain(project, *again))
+    assert any("Forced" in job for job in jobs) and not any("aggregate:" in job for job in jobs)
 
 
 def test_a_script_that_is_not_there_is_found_for_every_rule(tmp_path: Path) -> None:
@@ -94,20 +105,3 @@ def test_a_script_that_is_not_there_is_found_for_every_rule(tmp_path: Path) -> N
     (project.folder / "Snakefile").write_text((ROOT / "Snakefile").read_text(encoding="utf-8"))
     said = project.snakemake("-n")
     assert said.returncode != 0 and "absent.py" in said.stdout
-
-
-def test_parameters_are_those_that_inspection_finds() -> None:
-    common = pytest.importorskip("snakemake.common")
-    resources = pytest.importorskip("snakemake.resources")
-
-    def wants(wildcards: str, attempt: int) -> int:
-        return attempt
-
-    inspected = dict(common.get_function_params(wants))
-    assert dict(common.get_function_params(snake_haste.declared(wants))) == inspected
-    assert getattr(wants, common.FUNC_OVERWRITE_PARAMS_ATTR) == inspected
-    before = dict(common.get_function_params(resources.Resource("mem_mb", wants).evaluate))
-    snake_haste._know_resources()
-    resource = resources.Resource("mem_mb", wants)
-    assert dict(common.get_function_params(resource.evaluate)) == before
-    assert resource.evaluate("w", attempt=3, input=[]).value == 3

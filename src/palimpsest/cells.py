@@ -7,7 +7,8 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cache, cached_property
+from functools import cached_property
+from json.encoder import encode_basestring as quoted
 from pathlib import Path
 from typing import Any
 
@@ -47,11 +48,12 @@ class Shared(dict[str, Any]):
         return ENCODE(self)
 
 
-_quoted = cache(ENCODE)
-
-
 def _text(value: Any) -> str:
-    return value.text if isinstance(value, Shared) else ENCODE(value)
+    """The value as JSON; what recipes are mostly made of without the encoder, which is set up anew for every value."""
+    kind = type(value)
+    if kind is Shared:
+        return str(value.text)
+    return quoted(value) if kind is str else ENCODE(value)
 
 
 def _plain(value: Any) -> Any:
@@ -76,12 +78,15 @@ class Cell:
     place: str = field(init=False)
     key: str = field(init=False)
     path: str = field(init=False)
+    mention: str = field(init=False)
 
     def __post_init__(self) -> None:
         # every cell of a plan needs these, and most plans are made to look at nothing else
         object.__setattr__(self, "place", "/".join(self.where.values()))
         object.__setattr__(self, "key", hashlib.sha256(self.text().encode()).hexdigest()[:HEX])
         object.__setattr__(self, "path", PATTERNS[self.step].format(**self.where, key=self.key))
+        # how the recipes of what is made from this cell name it
+        object.__setattr__(self, "mention", f'["{self.step}", {quoted(self.place)}, "{self.key}"]')
 
     @cached_property
     def recipe(self) -> dict[str, Any]:
@@ -104,17 +109,13 @@ class Cell:
         if isinstance(args, Shared):
             known = args.text
         else:
-            known = f"{{{', '.join([f'{_quoted(name)}: {_text(args[name])}' for name in sorted(args)])}}}"
+            known = f"{{{', '.join([f'{quoted(name)}: {_text(args[name])}' for name in sorted(args)])}}}"
+        where = ", ".join([f'"{name}": {quoted(self.where[name])}' for name in sorted(self.where)])
         inputs = ", ".join([cell.mention for cell in self.inputs])
         return (
             f'{{"args": {known}, "code": "{self.code}", "inputs": [{inputs}], "raw": {_text(self.raw)}, '
-            f'"step": "{self.step}", "where": {ENCODE(self.where)}}}'
+            f'"step": "{self.step}", "where": {{{where}}}}}'
         )
-
-    @cached_property
-    def mention(self) -> str:
-        """How the recipes of what is made from this cell name it."""
-        return ENCODE([self.step, self.place, self.key])
 
     @property
     def beside(self) -> dict[str, str]:

@@ -19,7 +19,7 @@ from palimpsest.job import failure_path
 from palimpsest.needs import LIGHT, Needs
 from palimpsest.partial import partial as partial_report
 from palimpsest.plan.build import Plan, build
-from palimpsest.snake_haste import declared, hasten
+from palimpsest.snake_haste import collect_again, declared, hasten
 
 __all__ = [
     "PATTERNS",
@@ -109,10 +109,10 @@ def inputs(made: Plan, step: str) -> Callable[[Any], list[Any]]:
     from snakemake.io import ancient
 
     def find(wildcards: Any) -> list[Any]:
-        wanted = _at(made, step, wildcards)
-        if wanted.made(made.root) and not _forced():
+        wanted, forced = _at(made, step, wildcards), _forced()
+        if wanted.made(made.root) and not forced:
             return []
-        upstream = wanted.inputs if _forced() or _stored_elsewhere() else made.asked_for(wanted)
+        upstream = wanted.inputs if forced or _stored_elsewhere() else made.asked_for(wanted)
         return [ancient(path) for c in upstream for path in c.files.values()]
 
     return declared(find)
@@ -201,6 +201,7 @@ def begin(made: Plan, workflow: Any) -> None:
             flush=True,
         )
     atexit.register(tell_when_full, made.root)
+    collect_again()
     targets = set(workflow.dag_settings.targets or ())
     if targets and targets <= {"world"}:
         return  # it makes the weights that the check below asks for

@@ -7,6 +7,7 @@ is asked for or is not there. Nothing here loads torch.
 
 from __future__ import annotations
 
+import gc
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from pathlib import Path
 from palimpsest.cells import Cell, Shared
 from palimpsest.keywords.collected import TABLE7
 from palimpsest.params import Params, Sampler
+from palimpsest.plan.known_runs import known_runs
 from palimpsest.plan.pieces import Pieces
 from palimpsest.plan.quality import Builder
 from palimpsest.plan.tables import Tables
@@ -24,7 +26,6 @@ from palimpsest.runs import (
     Run,
     Variant,
     base_preset,
-    runs_of,
     same,
     suites_for,
     variants_of,
@@ -36,7 +37,9 @@ class Plan(Pieces):
 
     def __init__(self, params: Params, root: Path = Path(".")) -> None:
         super().__init__(params, root)
-        self.runs = [replace(run, settings=Shared(run.settings)) for run in runs_of(params, root / "methods")]
+        self.runs = [
+            replace(run, settings=Shared(run.settings)) for run in known_runs(params, root / "methods")
+        ]
         self.quality = Builder(self, self._reference)
         self.training = Training(self, self._keyword_inputs)
         self.tables = Tables(self, self.runs, self.quality)
@@ -251,8 +254,12 @@ class Plan(Pieces):
         """
         if len(cell.inputs) < 2:
             return list(cell.inputs)
-        missing = [other for other in cell.inputs if not other.made(self.root)]
-        implied = {upstream.path for other in missing for upstream in other.inputs}
+        asked = {other.path for other in cell.inputs}
+        implied: set[str] = set()
+        for other in cell.inputs:
+            known = {upstream.path for upstream in other.inputs if upstream.path in asked}
+            if known and not other.made(self.root):
+                implied |= known
         return [other for other in cell.inputs if other.path not in implied]
 
     def needed(self) -> list[Cell]:
@@ -270,4 +277,10 @@ class Plan(Pieces):
 
 def build(params: Params, root: str | Path = ".") -> Plan:
     """The plan of an experiment in a project folder. Raises params.BadSettings for settings that name unknown methods or presets."""
-    return Plan(params, Path(root))
+    collecting = gc.isenabled()
+    gc.disable()  # all that is made here stays: looking for garbage in it only takes time
+    try:
+        return Plan(params, Path(root))
+    finally:
+        if collecting:
+            gc.enable()

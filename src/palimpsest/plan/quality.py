@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from palimpsest import params
-from palimpsest.cells import Cell
+from palimpsest.cells import Cell, Shared
 from palimpsest.metrics import measuring
 from palimpsest.plan.pieces import Pieces
 from palimpsest.runs import BASE
@@ -83,6 +83,7 @@ class Builder:
         self.measured: list[Cell] = []
         self.real: dict[tuple[str, str], Cell] = {}
         self.parts: list[Cell] = []
+        self._recipes: dict[tuple[str, str], tuple[Shared, Shared]] = {}
 
     def add(self, generated: Cell, base: Cell, prompts: Cell, scores: list[Cell]) -> None:
         """Everything that is measured on one shard; base: the same shard of the unerased model, which may be the same cell."""
@@ -105,17 +106,24 @@ class Builder:
     def _measured(self, measure: Chosen, generated: Cell, base: Cell) -> Cell:
         needs = measure.module.needs(measure.settings)
         suite = generated.where["suite"]
-        args: dict[str, Any] = {"measure": measure.args}
-        raw = {path: self.pieces.digest(path, revision) for path, revision in measure.files.values()}
-        if "real" in needs and suite in self.pieces.params.quality.real:
-            args |= self._real_args(suite)
-            raw |= self._real_raw(suite)
+        if (suite, measure.name) not in self._recipes:
+            self._recipes[suite, measure.name] = self._recipe(measure, suite, "real" in needs)
+        args, raw = self._recipes[suite, measure.name]
         paired = "base" in needs and generated is not base
         inputs = [generated, *([self.reference(base)] if paired else [])]
         where = {**generated.where, "measure": measure.name}
         return self.pieces.cell(
             "quality", where, args, inputs, self._roots(measure), raw, self._hints(measure)
         )
+
+    def _recipe(self, measure: Chosen, suite: str, real: bool) -> tuple[Shared, Shared]:
+        """Arguments and digests of a measure, the same for all shards of a suite. real: whether it needs the suite's real pictures."""
+        args: dict[str, Any] = {"measure": measure.args}
+        raw = {path: self.pieces.digest(path, revision) for path, revision in measure.files.values()}
+        if real and suite in self.pieces.params.quality.real:
+            args |= self._real_args(suite)
+            raw |= self._real_raw(suite)
+        return Shared(args), Shared(raw)
 
     def _real(self, measure: Chosen, suite: str, prompts: Cell) -> Cell:
         args = {"measure": measure.args, **self._real_args(suite)}

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from functools import cached_property
 from itertools import pairwise
 
-from palimpsest.cells import Cell
+from palimpsest.cells import Cell, Shared
 from palimpsest.plan.pieces import Pieces
 from palimpsest.runs import Run, Variant
 from palimpsest.segmenters import registry as segmenters
@@ -21,6 +21,7 @@ class Training:
         self.keyword_inputs = keyword_inputs
         self.masked: dict[str, int] = {}
         self._fits: dict[tuple[str, str, str], Cell] = {}
+        self._settings: dict[tuple[str, str], Shared] = {}
 
     def chunks(self, count: int) -> list[tuple[int, int]]:
         """Training images come in chunks bounded by the sizes in use, so that a larger set only adds images."""
@@ -101,8 +102,7 @@ class Training:
         args = {
             "model": self.pieces.model,
             "method": run.module,
-            # strength acts when a method is applied, so another strength needs no other fit
-            "settings": {name: value for name, value in run.settings.items() if name != "strength"},
+            "settings": self._fitted(run),
             "target": self.pieces.target(variant),
             "seed": self.pieces.params.seed,
             "resolution": self.pieces.params.model.resolution,
@@ -110,6 +110,15 @@ class Training:
         where = {"method": run.method, "preset": run.preset, "variant": variant.name}
         inputs = [*self.keyword_inputs(variant), *images]
         return self.pieces.cell("erase", where, args, inputs, (run.module,), self.pieces.raw(run))
+
+    def _fitted(self, run: Run) -> Shared:
+        """The settings that a fit reads: strength acts when a method is applied, so another strength needs no other fit."""
+        known = (run.method, run.preset)
+        if known not in self._settings:
+            self._settings[known] = Shared(
+                {name: value for name, value in run.settings.items() if name != "strength"}
+            )
+        return self._settings[known]
 
     def check(self) -> None:
         """Raises BadSettings when the masks that methods asked for cannot be made."""
