@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,8 +18,14 @@ RESNET = {
 }  # fmt: skip
 ENDS = {
     "time_embedding.linear_1": "time_embed.0", "time_embedding.linear_2": "time_embed.2", "conv_in": "input_blocks.0.0",
-    "conv_norm_out": "out.0", "conv_out": "out.2",
+    "conv_norm_out": "out.0", "conv_out": "out.2", "add_embedding.linear_1": "label_emb.0.0", "add_embedding.linear_2": "label_emb.0.2",
 }  # fmt: skip
+
+OPEN_CLIP = (
+    ("embeddings.position_embedding.weight", "positional_embedding"), ("embeddings.token_embedding", "token_embedding"),
+    ("final_layer_norm", "ln_final"), ("encoder.layers.", "transformer.resblocks."), ("layer_norm", "ln_"), ("mlp.fc1", "mlp.c_fc"),
+    ("mlp.fc2", "mlp.c_proj"), ("self_attn", "attn"),
+)  # fmt: skip
 
 
 def unet_name(name: str, layers: int) -> str:
@@ -65,6 +72,27 @@ def vae_name(name: str, levels: int) -> str:
     return re.sub(r"up_blocks\.(\d+)\.upsamplers\.0", lambda m: f"up.{levels - 1 - int(m[1])}.upsample", name)
 
 
+def open_clip(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A text encoder under OpenCLIP's names: queries, keys and values in one matrix, the projection turned."""
+    import torch
+
+    found: dict[str, Any] = {}
+    for name, value in tensors.items():
+        bare = name.removeprefix("text_model.")
+        if bare == "text_projection.weight":
+            found["text_projection"] = value.T
+        elif (
+            place := re.fullmatch(r"encoder\.layers\.(\d+)\.self_attn\.q_proj\.(weight|bias)", bare)
+        ) is not None:
+            whole = [tensors[name.replace("q_proj", f"{which}_proj")] for which in "qkv"]
+            found[f"transformer.resblocks.{place[1]}.attn.in_proj_{place[2]}"] = torch.cat(whole)
+        elif not re.search(r"self_attn\.[kv]_proj", bare):
+            for new, old in OPEN_CLIP:
+                bare = bare.replace(new, old)
+            found[bare] = value
+    return found
+
+
 def state(pipeline: Pipeline) -> dict[str, Tensor]:
     """All tensors under their old names."""
     layers, levels = pipeline.unet.config.layers_per_block, len(pipeline.vae.config.block_out_channels)
@@ -77,21 +105,30 @@ def state(pipeline: Pipeline) -> dict[str, Tensor]:
         if re.search(r"attn_1\.(q|k|v|proj_out)\.weight", old):  # projections of pixels were convolutions
             value = value[:, :, None, None]
         found[f"first_stage_model.{old}"] = value
+    xl = pipeline.text_encoder_2 is not None
+    first = "conditioner.embedders.0" if xl else "cond_stage_model"
     for name, value in pipeline.text_encoder.state_dict().items():
         bare = name.removeprefix("text_model.")
-        found[f"cond_stage_model.transformer.text_model.{bare}"] = value
+        found[f"{first}.transformer.text_model.{bare}"] = value
+    if xl:
+        second = open_clip(pipeline.text_encoder_2.state_dict())
+        found |= {f"conditioner.embedders.1.model.{name}": value for name, value in second.items()}
     return {name: value.contiguous().clone() for name, value in found.items()}
 
 
-def save(pipeline: Pipeline, path: Path, half: bool = False) -> Path:
-    """Write one file, and beside it, in a folder of its name, the configurations and the tokenizer."""
+def save(pipeline: Pipeline, path: Path, half: bool = False, configs: Path | None = None) -> Path:
+    """Write one file, and beside it, in a folder of its name, the configurations and the tokenizer. configs: a folder to take them from."""
     from safetensors.torch import save_file
 
     from tests import tiny
 
     tensors = state(pipeline)
     save_file({name: value.half() if half else value for name, value in tensors.items()}, path)
-    folder = tiny.save(pipeline, path.with_suffix(""))
+    folder = path.with_suffix("")
+    if configs is None:
+        tiny.save(pipeline, folder)
+    else:
+        shutil.copytree(configs, folder)
     for weights in folder.rglob("*.safetensors"):
         weights.unlink()
     return path

@@ -14,7 +14,7 @@ from palimpsest.fingerprint import fingerprint
 from palimpsest.params import Model, Sampler
 from palimpsest.sampling.load import MissingModel, load_pipeline
 from palimpsest.sampling.loop import Request, generate
-from tests import original, tiny
+from tests import layouts, original, tiny
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +54,25 @@ def test_every_tensor_and_every_image_is_the_same(made):
         assert all(torch.equal(own[name], theirs[name]) for name in own), part
     assert (image(loaded) == image(saved)).all()
     assert loaded.scheduler.config.prediction_type == "epsilon"
+
+
+def test_a_file_of_xl_is_the_checkpoint_it_was_made_from(tmp_path):
+    folder = layouts.sdxl(tmp_path / "folder")
+    saved = load_pipeline(Model(path=str(folder), resolution=16, architecture="sdxl"))
+    file = original.save(saved, tmp_path / "xl.safetensors", configs=folder)
+    assert not list(file.with_suffix("").rglob("*.safetensors"))
+    loaded = load_pipeline(Model(path=str(file), resolution=16, architecture="sdxl"))
+    for part in ("unet", "vae", "text_encoder", "text_encoder_2"):
+        own, theirs = getattr(loaded, part).state_dict(), getattr(saved, part).state_dict()
+        assert own.keys() == theirs.keys()
+        assert all(torch.equal(own[name], theirs[name]) for name in own), part
+    assert type(loaded.unet) is type(saved.unet) and loaded.unet.reduction == saved.unet.reduction
+    assert (image(loaded) == image(saved)).all()
+    with pytest.raises(ValueError, match="sdxl"):
+        load_pipeline(Model(path=str(file), resolution=16))
+    shutil.rmtree(file.with_suffix("") / "tokenizer_2")
+    with pytest.raises(MissingModel, match="holds weights only.*tokenizer_2"):
+        load_pipeline(Model(path=str(file), resolution=16, architecture="sdxl"))
 
 
 def test_half_precision_becomes_the_dtype_asked_for(own):

@@ -46,12 +46,7 @@ def load_pipeline(
     path = Path(model.path)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if path.suffix == ".safetensors":
-        if model.architecture == "sdxl":
-            raise ValueError(
-                f"{setting}: {path} is a single file, which is not read for architecture 'sdxl'; give a diffusers folder or a hub id"
-            )
-        parts = _single_file(path, getattr(torch, dtype), setting)
-        check(model.architecture, architecture_of(path.with_suffix(""), setting), path, setting)
+        parts = _single_file(path, getattr(torch, dtype), setting, model.architecture)
     else:
         folder = checkpoint_folder(model.path, model.revision, setting)
         parts = _folder(folder, getattr(torch, dtype), setting, model.architecture)
@@ -210,24 +205,31 @@ def _snapshot(path: str, revision: str | None, setting: str, weights: str) -> Pa
         ) from error
 
 
-def _single_file(path: Path, dtype: Any, setting: str) -> dict[str, Any]:
-    """Parts of one file in the original layout; configs and tokenizer come from the folder beside it."""
+def _single_file(path: Path, dtype: Any, setting: str, architecture: Architecture) -> dict[str, Any]:
+    """Parts of one file in the original layout; configs and tokenizers come from the folder beside it."""
     configs = path.with_suffix("")
     if not path.is_file():
         raise MissingModel(
             f"{setting}: {path} does not exist. Put the checkpoint (safetensors, original layout) there."
         )
-    missing = [f"{name}/" for name in PARTS if not (configs / name).is_dir()]
+    wanted = (*PARTS, *SECOND) if architecture == "sdxl" else PARTS
+    missing = [f"{name}/" for name in wanted if not (configs / name).is_dir()]
     if missing or not (configs / "model_index.json").is_file():
         raise MissingModel(
             f"{path} holds weights only. Put the configs and tokenizer of its diffusers folder "
-            f"(model_index.json, {', '.join(PARTS)}; no "
+            f"(model_index.json, {', '.join(wanted)}; no "
             f"weights needed) into {configs}/."
         )
     from palimpsest.sampling.single_file import components
 
+    check(architecture, architecture_of(configs, setting), path, setting)
     _quiet()
-    return components(path, configs, dtype, PARTS)
+    parts = components(path, configs, dtype, wanted)
+    if architecture != "sdxl":
+        return parts
+    from palimpsest.sampling import sdxl
+
+    return sdxl.completed({**parts, **sdxl.of_diffusers(parts, configs)}, configs)
 
 
 def _quiet() -> None:

@@ -58,16 +58,33 @@ def load_parts(folder: Path, dtype: Any, variants: dict[str, dict[str, str]]) ->
 
     Raises ValueError for a UNet that does not fit the text encoders.
     """
-    import json
-
     from transformers import CLIPTextModelWithProjection, CLIPTokenizer
 
-    index = folder / "model_index.json"
-    given = json.loads(index.read_text(encoding="utf-8")) if index.is_file() else {}
     second = CLIPTextModelWithProjection.from_pretrained(
         folder / "text_encoder_2", dtype=dtype, use_safetensors=True, **variants["text_encoder_2"]
     )
     unet = load_unet(folder, dtype, variants["unet"])
+    tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer_2")
+    return _fitting(unet, second, folder) | {"tokenizer_2": tokenizer}
+
+
+def of_diffusers(parts: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """UNet and second text encoder of parts that diffusers has loaded, as arguments of Pipeline. folder: of their configurations.
+
+    Raises ValueError for a UNet that does not fit the text encoders.
+    """
+    given = parts["unet"]
+    with torch.device("meta"):
+        unet = XLUNet.from_config(given.config)
+    unet.load_state_dict(given.state_dict(), assign=True)
+    return _fitting(unet, parts["text_encoder_2"], folder)
+
+
+def _fitting(unet: XLUNet, second: Any, folder: Path) -> dict[str, Any]:
+    import json
+
+    index = folder / "model_index.json"
+    given = json.loads(index.read_text(encoding="utf-8")) if index.is_file() else {}
     if second.config.projection_dim != unet.pooled_width:
         raise ValueError(
             f"{folder}: the second text encoder gives a pooled embedding of {second.config.projection_dim} numbers, the UNet takes "
@@ -76,7 +93,6 @@ def load_parts(folder: Path, dtype: Any, variants: dict[str, dict[str, str]]) ->
     return {
         "unet": unet,
         "text_encoder_2": second,
-        "tokenizer_2": CLIPTokenizer.from_pretrained(folder / "tokenizer_2"),
         "zero_empty": bool(given.get("force_zeros_for_empty_prompt", True)),
     }
 
