@@ -13,6 +13,8 @@ from palimpsest.cli.common import Overlays, load_plan, load_settings, stop
 
 if TYPE_CHECKING:
     from palimpsest.annotate.board import Board
+    from palimpsest.annotate.server import Server
+    from palimpsest.annotate.session import Session
     from palimpsest.params import Params
 
 STORES = Path("data/annotation")
@@ -76,6 +78,11 @@ def annotate(
         typer.echo(
             f"the last run was stopped in the middle of writing: {session.journal.torn} byte(s) set aside, no saved answer is lost"
         )
+    _serve(server, session)
+
+
+def _serve(server: Server, session: Session) -> None:
+    """Answer until somebody stops it."""
     typer.echo(f"open {server.address}")
     typer.echo("Ctrl-C ends it; the same command goes on where it stopped.")
     signal.signal(signal.SIGTERM, _interrupt)

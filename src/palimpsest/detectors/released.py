@@ -98,7 +98,7 @@ def convert(source: str | Path, target: str | Path) -> list[Path]:
     """Rewrite a checkpoint of pickled shards (pytorch_model*.bin) as safetensors shards; returns the files
     written.
 
-    The one place where a pickle is read, and only its tensors (`weights_only=True`).
+    Only its tensors are read (`weights_only=True`).
     """
     import torch
     from safetensors.torch import save_file

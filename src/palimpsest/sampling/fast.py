@@ -39,7 +39,7 @@ def form(pipeline: Pipeline, sampler: Sampler) -> Form:
     """The form for a sampler on the pipeline's device.
 
     Channels last on CUDA in half precision, where convolutions run on tensor cores and would turn the tensors themselves, and on a CPU in
-    float32, whose convolutions do the same (a third faster). Compiled only on CUDA, and not under hooks that enter the UNet at every
+    float32, whose convolutions do the same. Compiled only on CUDA, and not under hooks that enter the UNet at every
     step: a compiled block does not see what is hung into it later.
     """
     kind = torch.device(pipeline.device).type
