@@ -98,7 +98,7 @@ def write(
 
 def title_of(row: Row) -> str:
     """A cell in words: the method, what it erases, the variant."""
-    erased = f"erasing {row['theme']}" if row["theme"] else ""
+    erased = {"": "", "all": "erasing all themes"}.get(row["theme"] or "", f"erasing {row['theme']}")
     return ", ".join(part for part in (row["label"], erased, row["variant"]) if part)
 
 
