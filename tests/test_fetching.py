@@ -11,10 +11,11 @@ import pytest
 from huggingface_hub import constants
 
 from palimpsest import fetching
-from palimpsest.fetching import FLAT, Refused, fetch
+from palimpsest.fetching import FLAT, PLAIN, Refused, fetch
 from palimpsest.fingerprint import fingerprint
+from palimpsest.methods.safety_checker import INFO
 from palimpsest.sampling.load import checkpoint_folder
-from palimpsest.weights import present
+from palimpsest.weights import WHOLE, present
 from tests.hub import COMMIT, Hub, running
 
 REPO = "somebody/small-model"
@@ -142,6 +143,32 @@ def test_a_repository_of_pickles_is_refused_with_the_way_out(hub):
     hub.files = {"config.json": b"{}", "pytorch_model.bin": b"pickle"}
     with pytest.raises(Refused, match=r"no safetensors.*only pickles \(pytorch_model.bin"):
         fetched(patterns=FLAT)
+
+
+def test_a_checkpoint_s_safety_checker_is_fetched_when_it_is_asked_for_and_alone(hub):
+    checker = {
+        "safety_checker/config.json": b"{}",
+        "safety_checker/model.safetensors": b"weights",
+        "safety_checker/pytorch_model.bin": b"pickle",
+        "feature_extractor/preprocessor_config.json": b"{}",
+    }
+    hub.files |= checker
+    stored = INFO.stored["checker"]
+    place, _, _ = fetched(patterns=(*PLAIN, *stored))
+    found = {path.relative_to(place).as_posix() for path in place.rglob("*") if path.is_file()}
+    assert found == {"model_index.json", "unet/config.json", *checker} - {"safety_checker/pytorch_model.bin"}
+    assert present(REPO, COMMIT, place, stored) and not present(REPO, COMMIT, place, WHOLE)
+    assert checkpoint_folder(REPO, COMMIT, "checker", *stored) == place
+
+    fetched()
+    assert present(REPO, COMMIT, place, stored) and present(REPO, COMMIT, place, WHOLE)
+
+
+def test_a_checkpoint_that_was_fetched_without_its_safety_checker_lacks_it(hub):
+    hub.files |= {"safety_checker/config.json": b"{}", "safety_checker/model.safetensors": b"weights"}
+    place, _, _ = fetched()
+    assert not (place / "safety_checker").exists()
+    assert present(REPO, COMMIT, place, WHOLE) and not present(REPO, COMMIT, place, INFO.stored["checker"])
 
 
 def test_offline_nothing_is_asked_for(hub, monkeypatch):

@@ -26,7 +26,9 @@ if TYPE_CHECKING:
 PLAIN = ("*.json", "*.txt", "*.model")
 DIFFUSERS = (*PLAIN, "*/*.safetensors")
 FLAT = (*PLAIN, "*.safetensors")
-IGNORED = ("*.fp16.safetensors", "*non_ema*", "safety_checker/*", "onnx/*", "flax/*")
+IGNORED = ("*.fp16.safetensors", "*non_ema*", "onnx/*", "flax/*")
+# Large, and read by few: fetched only when its weights are asked for by name.
+CHECKER = "safety_checker/"
 TRIES = 8
 LONGEST = 60.0
 DEAD = (401, 403, 404)
@@ -140,10 +142,9 @@ def _once(repo: str, revision: str | None, patterns: Sequence[str], say: Callabl
     listed = [
         file for file in api.list_repo_tree(repo, recursive=True, revision=commit) if hasattr(file, "size")
     ]
-    chosen = [file for file in listed if _wanted(file.path, patterns)]
-    if "*.safetensors" in "".join(patterns) and not any(
-        file.path.endswith(".safetensors") for file in chosen
-    ):
+    ignored = [*IGNORED, *([] if any(p.startswith(CHECKER) for p in patterns) else [f"{CHECKER}*"])]
+    chosen = [file for file in listed if _wanted(file.path, patterns, ignored)]
+    if ".safetensors" in "".join(patterns) and not any(file.path.endswith(".safetensors") for file in chosen):
         pickles = [file.path for file in listed if file.path.endswith((".bin", ".ckpt", ".pt"))]
         only = f", only pickles ({pickles[0]}, ...)" if pickles else ""
         raise ValueError(
@@ -158,15 +159,15 @@ def _once(repo: str, revision: str | None, patterns: Sequence[str], say: Callabl
     for asked in dict.fromkeys([commit, revision or "main"]):
         place = snapshot_download(
             repo, revision=asked, endpoint=endpoint, cache_dir=hub_cache(), allow_patterns=list(patterns),
-            ignore_patterns=list(IGNORED),
+            ignore_patterns=ignored,
         )  # fmt: skip
     # The library keeps a list of all that the repository has, and would call a snapshot without pickles incomplete.
     (blobs.parent / "trees" / f"{commit}.json").unlink(missing_ok=True)
     return Path(place)
 
 
-def _wanted(path: str, patterns: Sequence[str]) -> bool:
-    return any(fnmatch(path, p) for p in patterns) and not any(fnmatch(path, p) for p in IGNORED)
+def _wanted(path: str, patterns: Sequence[str], ignored: Sequence[str]) -> bool:
+    return any(fnmatch(path, p) for p in patterns) and not any(fnmatch(path, p) for p in ignored)
 
 
 def _large(api: HfApi, repo: str, commit: str, file: Any, blobs: Path, say: Callable[[str], None]) -> None:

@@ -36,12 +36,13 @@ class Variant:
 @dataclass(frozen=True)
 class NamedFile:
     """A file, folder or hub id that a setting names. counted: what the recipe takes the digest of, which is the whole folder of a
-    manifest and the path itself of anything else."""
+    manifest and the path itself of anything else; stored: where a hub repository may hold it, empty for one that is read whole."""
 
     setting: str
     path: str
     revision: str | None
     counted: str
+    stored: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,8 @@ def _named_files(info: Info, settings: Mapping[str, Any]) -> Iterator[NamedFile]
         path = settings.get(setting)
         if path:
             counted = str(Path(path).parent) if setting in info.folders else path
-            yield NamedFile(setting, path, settings.get(f"{setting}_revision"), counted)
+            stored = tuple(info.stored.get(setting, ()))
+            yield NamedFile(setting, path, settings.get(f"{setting}_revision"), counted, stored)
 
 
 def not_applicable(params: Params, run: Run) -> str | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from palimpsest import packaged
@@ -12,6 +12,11 @@ from palimpsest.params import Params
 from palimpsest.plan.quality import chosen as chosen_measures
 from palimpsest.runs import Run
 from palimpsest.segmenters.registry import chosen
+
+# What a snapshot of a whole diffusion model holds, and one that was fetched for its safety checker alone does not.
+WHOLE = ("unet/*.safetensors",)
+# Section of the settings, name in it, path, revision, and what a snapshot of that has to hold.
+Wanted = tuple[str, str, str, str | None, Sequence[str]]
 
 
 def hub_cache() -> Path:
@@ -39,21 +44,24 @@ def snapshot(path: str, revision: str | None) -> Path:
     return place / "snapshots" / commit
 
 
-def present(path: str, revision: str | None, root: Path) -> bool:
-    """Whether the weights are a local file or folder, part of an installed package, or a finished snapshot in the hub cache."""
+def present(path: str, revision: str | None, root: Path, stored: Sequence[str] = ()) -> bool:
+    """Whether the weights are a local file or folder, part of an installed package, or a finished snapshot in the hub cache.
+
+    stored: patterns of which a snapshot has to hold one, since another use of the same repository may have left it out.
+    """
     if packaged.is_packaged(path):
         return packaged.find(path) is not None
     if (root / path).exists():
         return True
     place = snapshot(path, revision)
-    return is_hub_id(path) and place.is_dir() and any(place.iterdir())
+    return is_hub_id(path) and place.is_dir() and any(any(place.glob(name)) for name in stored or ("*",))
 
 
 def check_weights(params: Params, root: Path, runs: Iterable[Run] = ()) -> list[str]:
     """One line for every missing checkpoint, of the experiment and of these methods: what it is, where to get it, where to put it."""
-    wanted = [("model", "path", params.model.path, params.model.revision)]
+    wanted: list[Wanted] = [("model", "path", params.model.path, params.model.revision, WHOLE)]
     wanted += [
-        (f"detectors.{name}", setting, path, revision)
+        (f"detectors.{name}", setting, path, revision, ())
         for name, found in detectors.chosen(params).items()
         for setting, (path, revision) in found.files.items()
     ]
@@ -62,7 +70,9 @@ def check_weights(params: Params, root: Path, runs: Iterable[Run] = ()) -> list[
 
 def check_masks(params: Params, root: Path) -> list[str]:
     """The same for what masked training images are made with. Raises BadSettings when the settings do not say how."""
-    wanted = [("masks", name, path, revision) for name, (path, revision) in chosen(params).files.items()]
+    wanted: list[Wanted] = [
+        ("masks", name, path, revision, ()) for name, (path, revision) in chosen(params).files.items()
+    ]
     return _absent(wanted, root)
 
 
@@ -94,11 +104,10 @@ def check_quality(params: Params, root: Path) -> list[str]:
     return problems
 
 
-def _absent(wanted: Iterable[tuple[str, str, str, str | None]], root: Path) -> list[str]:
-    """wanted: section of the settings, name in it, path and revision."""
+def _absent(wanted: Iterable[Wanted], root: Path) -> list[str]:
     problems = []
-    for key, name, path, revision in wanted:
-        if present(path, revision, root):
+    for key, name, path, revision, stored in wanted:
+        if present(path, revision, root, stored):
             continue
         if packaged.is_packaged(path):
             package = path.removeprefix(packaged.PREFIX).partition("/")[0]
@@ -121,7 +130,7 @@ def _absent_files(runs: Iterable[Run], root: Path) -> list[str]:
     problems = []
     named = {(run.method, file): None for run in runs for file in run.files}
     for method, file in named:
-        if present(file.path, file.revision, root):
+        if present(file.path, file.revision, root, file.stored):
             continue
         setting = f"overrides.{method}.{file.setting}"
         without = f"or leave {method} out of `methods`"

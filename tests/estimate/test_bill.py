@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 
 from palimpsest import params
+from palimpsest.cli.download import patterns_of
 from palimpsest.cli.estimate import overlay, report
 from palimpsest.estimate import bill, chips, downloads, text
 from palimpsest.estimate.work import Counter
@@ -108,6 +109,25 @@ def test_downloads_name_sizes_and_licences(paper):
     assert downloads.to_fetch(list(found.values())) == sum(
         item.bytes or 0 for item in found.values() if not item.here
     )
+
+
+@pytest.mark.parametrize("model", ["CompVis/stable-diffusion-v1-4", "models/micro/stable-diffusion"])
+def test_the_released_safety_checker_is_a_part_of_a_checkpoint(model):
+    settings = params.merge(
+        params.read_yaml(ROOT / "params.yaml"),
+        {
+            "model": {"path": model, "revision": "133a221b8aa7292a167afc5127cb63fb5005638b"},
+            "overrides": {"safety_checker": None},
+            "methods": {"safety_checker": ["official"]},
+        },
+    )
+    found = {item.path: item for item in downloads.items(build(params.parse(settings), ROOT))}
+    item = found["CompVis/stable-diffusion-v1-4"]
+    checker = "safety_checker/model.safetensors"
+    assert item.whole == (item.path == model) and checker in item.stored
+    assert item.bytes == (5.49e9 if item.whole else 1.22e9) and not item.note
+    asked = patterns_of(item)
+    assert checker in asked and ("*/*.safetensors" in asked) == item.whole
 
 
 def test_prompts_that_nobody_counts_are_said():

@@ -23,8 +23,10 @@ def patterns_of(item: Item) -> tuple[str, ...]:
     """The files that are read of a repository."""
     if "tokenizer" in item.note:
         return fetching.PLAIN
-    whole = any(use == "model" or use == "method cleaned" for use in item.used.split(", "))
-    return fetching.DIFFUSERS if whole else fetching.FLAT
+    if not item.whole:
+        return (*fetching.PLAIN, *item.stored)
+    diffusers = any(use == "model" or use == "method cleaned" for use in item.used.split(", "))
+    return (*(fetching.DIFFUSERS if diffusers else fetching.FLAT), *item.stored)
 
 
 def setting_of(item: Item) -> str:

@@ -8,7 +8,6 @@ columns of B, and a matrix G [S, S] for every sample says how they are combined:
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,6 +21,7 @@ from torch.nn import Conv2d, Linear
 from torch.nn import functional as F
 
 from palimpsest.methods import _training
+from palimpsest.sampling.twins import twin
 
 if TYPE_CHECKING:
     from palimpsest.sampling.pipeline import Pipeline
@@ -198,11 +198,9 @@ class Student:
 
 def _without_gradients(module: Any) -> Any:
     """A copy that shares every tensor with `module` and gets no gradients."""
-    shared: dict[int, Any] = {
-        id(p): torch.nn.Parameter(p.detach(), requires_grad=False) for p in module.parameters()
-    }
-    shared |= {id(buffer): buffer for buffer in module.buffers()}
-    return copy.deepcopy(module, shared)
+    return twin(
+        module, {id(p): torch.nn.Parameter(p.detach(), requires_grad=False) for p in module.parameters()}
+    )
 
 
 def evaluate(

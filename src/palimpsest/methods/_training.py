@@ -14,6 +14,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from palimpsest.sampling.twins import twin
+
 Dtype = Literal["float32", "bfloat16"]
 
 
@@ -66,14 +68,13 @@ def trainable_copy(module: Any, names: Sequence[str]) -> Any:
             if not wanted
             else f"no parameters named {missing[:5]}"
         )
-    shared: dict[int, Any] = {
-        id(p): torch.nn.Parameter(p.detach(), requires_grad=False) for n, p in own.items() if n not in wanted
-    }
-    shared |= {id(buffer): buffer for buffer in module.buffers()}
-    student = copy.deepcopy(module, shared)
-    for name, parameter in student.named_parameters():
-        parameter.requires_grad_(name in wanted)
-    return student
+    return twin(
+        module,
+        {
+            id(p): torch.nn.Parameter(p.detach().clone() if name in wanted else p.detach(), name in wanted)
+            for name, p in own.items()
+        },
+    )
 
 
 def trained(student: Any) -> dict[str, Tensor]:

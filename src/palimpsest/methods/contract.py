@@ -43,6 +43,7 @@ class Info:
     scope: "fixed" for what cannot be aimed at a theme (another checkpoint, a filter, images of a closed service): it has one variant.
     files: settings that name a file, folder or hub id whose contents decide the result; "<name>_revision" may pin a hub id.
     folders: those of them that name a file whose whole folder decides the result (a manifest beside its images).
+    stored: for a setting of `files`, where a hub repository may hold its weights, any of which will do; only that is fetched of it.
     """
 
     name: str
@@ -60,6 +61,7 @@ class Info:
     scope: Scope = "variants"
     files: tuple[str, ...] = ()
     folders: tuple[str, ...] = ()
+    stored: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     not_for: Mapping[str, str] = field(default_factory=dict)
 
 

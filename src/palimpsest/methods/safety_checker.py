@@ -39,6 +39,7 @@ INFO = Info(
     architectures=("sd1", "sd2", "sdxl"),
     scope="fixed",
     files=("checker",),
+    stored={"checker": ("safety_checker/model.safetensors", "model.safetensors")},
 )
 
 
@@ -100,5 +101,7 @@ def apply(pipeline: Pipeline, artifact: Artifact, target: Target, settings: Sett
     from palimpsest.methods._safety_checker import load
     from palimpsest.sampling.load import checkpoint_folder
 
-    folder = checkpoint_folder(settings.checker, settings.checker_revision, "checker", "*.safetensors")
+    folder = checkpoint_folder(
+        settings.checker, settings.checker_revision, "checker", *INFO.stored["checker"]
+    )
     return pipeline.with_hook(SafetyFilter(load(folder, "checker", pipeline.device), settings))

@@ -192,17 +192,13 @@ def shifted(unet: Any, shift: Any) -> Iterator[None]:
 
 def _private(unet: Any) -> Any:
     """A float32 UNet that shares its frozen tensors with the given one, so that a hook stays out of the base."""
-    import copy
-
     import torch
 
     from palimpsest.methods._training import in_float32
+    from palimpsest.sampling.twins import twin
 
     unet = in_float32(unet)
-    shared: dict[int, Any] = {
-        id(p): torch.nn.Parameter(p.detach(), requires_grad=False) for p in unet.parameters()
-    }
-    return copy.deepcopy(unet, shared | {id(buffer): buffer for buffer in unet.buffers()})
+    return twin(unet, {id(p): torch.nn.Parameter(p.detach(), requires_grad=False) for p in unet.parameters()})
 
 
 def train(

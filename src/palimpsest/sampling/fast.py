@@ -6,7 +6,6 @@ Attention needs nothing: diffusers' default processor calls PyTorch's fused atte
 
 from __future__ import annotations
 
-import copy
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -16,8 +15,11 @@ import torch
 
 from palimpsest.sampling.load import cast
 from palimpsest.sampling.pipeline import Hook, Pipeline, overlay
+from palimpsest.sampling.twins import twin
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from palimpsest.specs import Sampler
 
 log = logging.getLogger(__name__)
@@ -76,9 +78,17 @@ def channels_last(pipeline: Pipeline, given: Pipeline) -> Pipeline:
     parts: dict[str, Any] = {}
     for name in ("unet", "vae"):
         part = getattr(pipeline, name)
-        kept = [t for t in (*part.parameters(), *part.buffers()) if t.dim() != 4]
-        own = copy.deepcopy(part, {id(t): t for t in kept}) if part is getattr(given, name) else part
-        parts[name] = torch.nn.Module.to(own, memory_format=torch.channels_last)
+        if part is not getattr(given, name):
+            parts[name] = torch.nn.Module.to(part, memory_format=torch.channels_last)
+            continue
+        turned: dict[int, Tensor] = {
+            id(weight): torch.nn.Parameter(
+                weight.detach().contiguous(memory_format=torch.channels_last), weight.requires_grad
+            )
+            for weight in part.parameters()
+            if weight.dim() == 4
+        }
+        parts[name] = twin(part, turned)
     return replace(pipeline, **parts)
 
 

@@ -22,6 +22,8 @@ WEIGHTS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", 
 # Parts that only Stable Diffusion XL has.
 SECOND = ("text_encoder_2", "tokenizer_2")
 SECOND_WEIGHTS = {"text_encoder_2": "model"}
+# Where a diffusers repository has the weights of its parts.
+DIFFUSERS = ("*/*.safetensors",)
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
@@ -84,14 +86,13 @@ def load_unet(
     return unet.to(device).eval().requires_grad_(False)
 
 
-def checkpoint_folder(
-    path: str, revision: str | None, setting: str, weights: str = "*/*.safetensors"
-) -> Path:
+def checkpoint_folder(path: str, revision: str | None, setting: str, *weights: str) -> Path:
     """A folder of weights: the path itself, or the cached snapshot of a hub id.
 
-    weights: where a hub repository has them, for the command in the message. Raises MissingModel when there is neither.
+    weights: where a hub repository may have them, for the command in the message; by default in a folder per part. Raises MissingModel
+    when there is neither.
     """
-    return Path(path) if Path(path).is_dir() else _snapshot(path, revision, setting, weights)
+    return Path(path) if Path(path).is_dir() else _snapshot(path, revision, setting, weights or DIFFUSERS)
 
 
 def cast(pipeline: Pipeline, dtype: str) -> Pipeline:
@@ -181,7 +182,7 @@ def _scheduler(folder: Path) -> Any:
     return kind.from_config(config)
 
 
-def _snapshot(path: str, revision: str | None, setting: str, weights: str) -> Path:
+def _snapshot(path: str, revision: str | None, setting: str, weights: Sequence[str]) -> Path:
     """The cached snapshot of a hub id. Raises MissingModel with the command that fetches it."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
@@ -194,13 +195,13 @@ def _snapshot(path: str, revision: str | None, setting: str, weights: str) -> Pa
         )
     try:
         # what the message below asks for; without patterns, a snapshot that lacks other files counts as none
-        wanted = ["*.json", "*.txt", weights]
+        wanted = ["*.json", "*.txt", *weights]
         return Path(snapshot_download(path, revision=revision, local_files_only=True, allow_patterns=wanted))
     except (LocalEntryNotFoundError, HFValidationError, OSError) as error:
         raise MissingModel(
             f"{setting}: {path!r} is neither a folder nor in the local Hugging Face cache. Nothing is downloaded on its own. "
             f"Read the licence on the page of {path} (Stable Diffusion v1: CreativeML OpenRAIL-M), then run "
-            f"`hf download {path}{at} --include '*.json' '*.txt' '{weights}'`, or put a diffusers folder in "
+            f"`hf download {path}{at} --include {' '.join(repr(pattern) for pattern in wanted)}`, or put a diffusers folder in "
             f"a place of your own and set {setting} to it."
         ) from error
 

@@ -6,11 +6,12 @@ laid over the components without copying the tensors that stay as they are.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, Self
+
+from palimpsest.sampling.twins import twin
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -155,17 +156,27 @@ def overlay(module: Any, tensors: Mapping[str, Tensor]) -> Any:
     """
     import torch
 
-    own = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    own: dict[str, Tensor] = {**dict(module.named_parameters()), **dict(module.named_buffers())}
     for name, value in tensors.items():
         if name not in own:
             near = sorted(n for n in own if n.rsplit(".", 1)[-1] == name.rsplit(".", 1)[-1])[:5]
             raise ValueError(f"no tensor {name!r} in {type(module).__name__}; similar names: {near}")
         if own[name].shape != value.shape:
             raise ValueError(f"{name}: shape {tuple(value.shape)} does not fit {tuple(own[name].shape)}")
-    shared = {id(tensor): tensor for name, tensor in own.items() if name not in tensors}
-    edited = copy.deepcopy(module, dict(shared))
+    edited: dict[int, Tensor] = {}
     with torch.no_grad():
         for name, value in tensors.items():
-            parent, _, leaf = name.rpartition(".")
-            getattr(edited.get_submodule(parent), leaf).copy_(value)
-    return edited
+            edited[id(own[name])] = _like(own[name]).copy_(value)
+    return twin(module, edited)
+
+
+def _like(tensor: Tensor) -> Tensor:
+    """A tensor of the same kind (parameter or buffer), shape and dtype, on the same device; not filled."""
+    import torch
+
+    empty = torch.empty_like(tensor)
+    return (
+        torch.nn.Parameter(empty, requires_grad=tensor.requires_grad)
+        if isinstance(tensor, torch.nn.Parameter)
+        else empty
+    )
