@@ -85,16 +85,25 @@ def test_a_success_clears_the_record_of_an_earlier_failure():
     assert not job.failure_path("0123456789abcdef").exists()
 
 
-@pytest.fixture
-def server():
+@pytest.fixture(scope="module")
+def started():
+    """A server and its address, which only the tests that ask for it find in their environment."""
     running = forkserver.start()
     if running is None:
         pytest.skip("no fork server on this machine (no fork, or a GPU)")
+    address = os.environ.pop(forkserver.SETTING)
     deadline = time.monotonic() + 30
-    while not Path(os.environ[forkserver.SETTING]).exists() and time.monotonic() < deadline:
+    while not Path(address).exists() and time.monotonic() < deadline:
         time.sleep(0.05)
-    yield running
+    yield running, address
+    os.environ[forkserver.SETTING] = address
     forkserver.stop(running)
+
+
+@pytest.fixture
+def server(started, monkeypatch):
+    monkeypatch.setenv(forkserver.SETTING, started[1])
+    return started[0]
 
 
 def test_the_fork_server_makes_the_same_artifact_and_reports_failures(server, tmp_path):

@@ -18,6 +18,7 @@ def test_a_threshold_runs_the_table_and_the_report(project: Project) -> None:
     project.run().made(**LATE)
 
 
+@pytest.mark.pipeline_slow
 def test_a_prompt_file_with_an_old_date_runs_the_cells_of_its_suite(project: Project) -> None:
     path = project.folder / "data/prompts/coco.csv"
     project.write_benign("coco", ["a blue house at night", "a yellow lamp in a meadow"])

@@ -73,6 +73,7 @@ def test_a_second_run_stops_at_once_and_says_who_runs(waiting) -> None:
     assert process.poll() is None and project.artifacts() == before
 
 
+@pytest.mark.pipeline_slow
 def test_after_snakemake_is_killed_its_jobs_end_and_the_next_command_completes(waiting) -> None:
     project, process, jobs = waiting
     end(process, group=False)

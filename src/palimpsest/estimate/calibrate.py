@@ -175,7 +175,8 @@ def unet_call(
 
     kind = getattr(torch, dtype)
     with torch.device(device):
-        unet = UNet2DConditionModel(**config).to(kind)
+        # not diffusers' own `to`, which warns of casts
+        unet = torch.nn.Module.to(UNet2DConditionModel(**config), kind)
         latents = torch.randn(count, config["in_channels"], side, side, dtype=kind)
         texts = torch.randn(count, flops.TOKENS, config["cross_attention_dim"], dtype=kind)
         times, more = torch.full((count,), 500), {}
@@ -212,7 +213,7 @@ def decoder_call(
     plain = {name: value for name, value in config.items() if not name.startswith("_")}
     small = side // 2 ** (levels - 1)
     with torch.device(device):
-        vae = AutoencoderKL(**{**blocks, **plain}).to(getattr(torch, dtype))
+        vae = torch.nn.Module.to(AutoencoderKL(**{**blocks, **plain}), getattr(torch, dtype))
         latents = torch.randn(1, config["latent_channels"], small, small, dtype=getattr(torch, dtype))
 
     def call() -> None:

@@ -12,7 +12,7 @@ import gc
 from palimpsest.snake_haste import files, graph, jobs, resources
 from palimpsest.snake_haste.seam import declared
 
-# The versions that tests/test_snake_haste*.py have compared; to add one, run them with it.
+# The versions that tests/pipeline/test_snake_haste*.py have compared; to add one, run them with it (`make test-pipeline`).
 KNOWN = ("9.27",)
 __all__ = ["collect_again", "declared", "hasten"]
 

@@ -65,6 +65,7 @@ def test_a_dry_run_lists_the_same_jobs_with_the_same_requests(tmp_path: Path) ->
     assert sum("Missing" in job for job in jobs) > 5
 
 
+@pytest.mark.pipeline_slow
 def test_a_dry_run_says_what_it_said(tmp_path: Path) -> None:
     """The logger of the default profile shows no job, so none is described, with or without `--quiet all`."""
     project = Project(tmp_path)
@@ -90,6 +91,7 @@ def test_jobs_made_again_are_the_same(tmp_path: Path) -> None:
     assert any("Forced" in job for job in jobs) and not any("aggregate:" in job for job in jobs)
 
 
+@pytest.mark.pipeline_slow
 def test_a_script_that_is_not_there_is_found_for_every_rule(tmp_path: Path) -> None:
     project = Project(tmp_path)
     (project.folder / "workflow").unlink()

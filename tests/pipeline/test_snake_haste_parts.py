@@ -175,6 +175,7 @@ def told(text: str) -> list[str]:
     return sorted({" ".join(sorted(re.split(r"[,\s]+", line))) for line in lines})
 
 
+@pytest.mark.pipeline_slow
 def test_other_workflows_are_looked_at_and_run_alike(tmp_path: Path) -> None:
     looked = [workflow(tmp_path / str(haste), haste, "-n")[0] for haste in (True, False)]
     assert told(looked[0]) == told(looked[1]) and any("mem_mb" in line for line in told(looked[0]))
