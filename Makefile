@@ -14,6 +14,8 @@ READY := $(VENV)/.installed
 # EXPERIMENT=tiny runs params.yaml with experiments/tiny.yaml laid over it. ARGS go to snakemake or pytest.
 EXPERIMENT ?= micro
 OVERLAY := $(if $(filter micro,$(EXPERIMENT)),,--configfile experiments/$(EXPERIMENT).yaml)
+# an experiment's name has underscores where its file has hyphens
+REPORT := reports/$(subst -,_,$(EXPERIMENT))/index.html
 ARGS ?=
 # Test processes, one thread each; "auto" is one for each core.
 WORKERS ?= auto
@@ -46,8 +48,8 @@ $(READY): requirements.txt requirements.in requirements-dev.in pyproject.toml
 
 report: $(READY) ## the whole benchmark on the micro world, then its page (EXPERIMENT=tiny: a reduced one)
 	@$(BIN)/snakemake $(ARGS) $(OVERLAY) || { $(BIN)/snakemake partial $(OVERLAY); \
-	  echo "Some cells failed; reports/$(EXPERIMENT)/index.html shows the others and the reasons. Run the same command again to go on." >&2; exit 1; }
-	@echo; echo "The report is ready: open reports/$(EXPERIMENT)/index.html in a browser."
+	  echo "Some cells failed; $(REPORT) shows the others and the reasons. Run the same command again to go on." >&2; exit 1; }
+	@echo; echo "The report is ready: open $(REPORT) in a browser."
 
 share: $(READY) ## check the results, let DVC track what is new, and say what to commit and push
 	@$(BIN)/palimpsest share $(if $(OVERLAY),--config experiments/$(EXPERIMENT).yaml) $(ARGS)

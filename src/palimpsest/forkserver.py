@@ -114,17 +114,25 @@ def _remove(path: Path) -> None:
 def do(spec: Mapping[str, Any], log: Path) -> int:
     """Make a cell, by the server or in a child of this process, its output going to `log`. Its exit status; negative: the signal that
     killed it, which is recorded for the report unless the whole run was ended."""
-    status = ask(spec, log)
+    status = served(spec, log, os.environ)
     if status is None and not _run_lives():
         return 1
     if status is None:
         status = alone(spec, log)
-    if status < 0 and _run_lives():
+        if status < 0 and _run_lives():
+            record_killed(spec, -status)
+    return status
+
+
+def served(spec: Mapping[str, Any], log: Path, environment: Mapping[str, str]) -> int | None:
+    """The same by the server alone, with an environment of the job's own; None when no server answers. May be called by several threads."""
+    status = ask(spec, log, environment)
+    if status is not None and status < 0 and _run_lives():
         record_killed(spec, -status)
     return status
 
 
-def ask(spec: Mapping[str, Any], log: Path) -> int | None:
+def ask(spec: Mapping[str, Any], log: Path, environment: Mapping[str, str] | None = None) -> int | None:
     """Have a job done by the server. Its exit status as above, or None when no server answers, also one that died meanwhile."""
     known = setting()
     if known in ("", "0"):
@@ -134,7 +142,12 @@ def ask(spec: Mapping[str, Any], log: Path) -> int | None:
             connection.connect(known)
         except OSError:
             return None
-        asked = {"spec": spec, "cwd": os.getcwd(), "path": sys.path, "environment": dict(os.environ)}
+        asked = {
+            "spec": spec,
+            "cwd": os.getcwd(),
+            "path": sys.path,
+            "environment": dict(environment or os.environ),
+        }
         message = json.dumps(asked).encode()
         try:
             with open(log, "ab") as output:
@@ -212,6 +225,7 @@ def serve(parent: int, path: Path) -> None:
             return
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
+    _know_layouts()
     gc.collect()
     gc.freeze()  # a child's collections need not walk, and thereby copy, what all children share
     woken, waker = socket.socketpair()
@@ -237,6 +251,14 @@ def serve(parent: int, path: Path) -> None:
                 os._exit(_child(connection))
             children[child] = connection
     _remove(path)
+
+
+def _know_layouts() -> None:
+    """Let transformers make its table of how weights were named in earlier versions, which every process makes for its first model."""
+    with contextlib.suppress(Exception):
+        from transformers.conversion_mapping import get_checkpoint_conversion_mapping
+
+        get_checkpoint_conversion_mapping("clip_text_model")
 
 
 def _answer_ended(children: dict[int, socket.socket]) -> None:

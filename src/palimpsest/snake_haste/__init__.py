@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import gc
 
-from palimpsest.snake_haste import files, graph, jobs, resources
+from palimpsest.snake_haste import files, graph, jobs, resources, scripts
 from palimpsest.snake_haste.seam import declared
 
 # The versions that tests/pipeline/test_snake_haste*.py have compared; to add one, run them with it (`make test-pipeline`).
@@ -28,6 +28,7 @@ def hasten() -> None:
     jobs.hasten()
     graph.hasten()
     files.hasten()
+    scripts.hasten()
 
 
 def _collect_nothing() -> None:
