@@ -35,6 +35,8 @@ SETTING = "PALIMPSEST_FORKSERVER"
 # The process id of the run; set where its jobs run on the same machine, so that they end when it is killed.
 RUN = "PALIMPSEST_RUN"
 POLL = 1.0
+# Seconds within which a server has a socket; without one the first jobs would load the libraries themselves, beside it.
+LISTENS = 10.0
 PREFIX = "palimpsest-"
 # What the steps import, none of it used before the fork: torch's and polars' thread pools start with their first work, in the child.
 # The few threads that exist (allocators' housekeeping) belong to allocators that prepare for forks themselves.
@@ -69,13 +71,17 @@ def setting() -> str:
 def start() -> subprocess.Popen[bytes] | None:
     """Start a server for this run, which is its parent process. None where there is one, or none can be had (no fork, GPU in use).
 
-    Processes that are started from now on find it by their environment.
+    Processes that are started from now on find it by their environment. It takes jobs at once, and begins them when it has loaded what
+    they need.
     """
     if not hasattr(os, "fork") or setting() or Path("/dev/nvidiactl").exists():
         return None
     path = Path(tempfile.mkdtemp(prefix=PREFIX)) / "socket"
     server = launch(path)
     os.environ[SETTING] = str(path)
+    deadline = time.monotonic() + LISTENS
+    while not path.exists() and server.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
     return server
 
 

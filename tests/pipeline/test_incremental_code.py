@@ -18,6 +18,8 @@ def test_a_finished_project_has_nothing_to_do(project: Project) -> None:
     run = project.run()
     run.made()
     assert "Nothing to be done" in run.output
+    # the run asked its server for all jobs itself; a script of Snakemake's would have been left a place
+    assert not (project.folder / ".snakemake/scripts").exists()
 
 
 def test_editing_one_methods_module_runs_its_cells_the_table_and_the_report(project: Project) -> None:

@@ -6,9 +6,12 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from palimpsest import forkserver
+from palimpsest.snake_haste.scripts import plainly_ours
 from tests.pipeline.project import ROOT, Project
 
 PLAIN = """
@@ -107,3 +110,33 @@ def test_a_script_that_is_not_there_is_found_for_every_rule(tmp_path: Path) -> N
     (project.folder / "Snakefile").write_text((ROOT / "Snakefile").read_text(encoding="utf-8"))
     said = project.snakemake("-n")
     assert said.returncode != 0 and "absent.py" in said.stdout
+
+
+@pytest.mark.pipeline_slow
+def test_the_run_asks_its_server_itself_and_without_one_the_script_does(project: Project) -> None:
+    late = {"aggregate": 1, "report": 1}
+    scripts = project.folder / ".snakemake/scripts"
+    assert not scripts.exists()  # all jobs of the finished project were asked for by the run that made it
+    tables = []
+    for threshold, server in ((0.3, {}), (0.4, {forkserver.SETTING: "0"}), (0.3, {forkserver.SETTING: "0"})):
+        project.settings["rules"] = {"official_joined": {"kind": "joined", "threshold": threshold}}
+        for table in project.folder.glob("data/tables/*/cells.*.parquet"):
+            table.unlink()
+        project.environment |= server
+        run = project.run()
+        assert run.code == 0 and set(run.started) == set(late), run.output
+        assert scripts.exists() == bool(server)
+        tables.append(project.find("data/tables/*/cells.*.parquet").read_bytes())
+    assert tables[0] == tables[2] != tables[1]
+
+
+def test_only_the_job_script_with_nothing_around_it_is_taken_over() -> None:
+    plain = dict.fromkeys(("container_img", "conda_env", "env_modules", "shadow_dir", "bench_record"))
+    ours = SimpleNamespace(is_local=True, local_path="/somewhere/workflow/scripts/cell.py", **plain)
+    assert plainly_ours(ours)
+    for change in (
+        {"local_path": "/somewhere/workflow/scripts/other.py"},
+        {"is_local": False},
+        *({name: "something"} for name in plain),
+    ):
+        assert not plainly_ours(SimpleNamespace(**{**vars(ours), **change}))
