@@ -56,16 +56,18 @@ def kinds(cell: Cell) -> list[Kind]:
 class Times:
     """What jobs took, by kind: all of them, and how many images they had."""
 
-    def __init__(self, plan: Plan, jobs: Mapping[str, float]) -> None:
-        needs = Needs(plan)
+    def __init__(self, plans: Sequence[Plan], jobs: Mapping[str, float]) -> None:
         self.sums: dict[Kind, list[float]] = defaultdict(lambda: [0.0, 0.0, 0.0])
-        for path, cell in plan.cells.items():
-            seconds = jobs.get(KEY.sub("", path))
-            if seconds is None:
-                continue
-            for kind in kinds(cell):
-                for position, amount in enumerate((seconds, 1, needs.images(cell))):
-                    self.sums[kind][position] += amount
+        left = dict(jobs)
+        for plan in plans:
+            needs = Needs(plan)
+            for path, cell in plan.cells.items():
+                seconds = left.pop(KEY.sub("", path), None)
+                if seconds is None:
+                    continue
+                for kind in kinds(cell):
+                    for position, amount in enumerate((seconds, 1, needs.images(cell))):
+                        self.sums[kind][position] += amount
 
     def expected(self, cell: Cell, images: int) -> tuple[float, bool] | None:
         """Seconds of a cell, and whether jobs of just its kind were there."""
@@ -115,7 +117,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("logs", nargs="+", type=Path, help="Snakemake's logs of the run")
-    parser.add_argument("--run", default="params.yaml", help="settings of the run: params.yaml or an overlay")
+    parser.add_argument(
+        "--run",
+        nargs="+",
+        default=["params.yaml"],
+        help="settings of what ran: params.yaml or overlays, in the order in which jobs are looked up",
+    )
     parser.add_argument("--of", required=True, help="settings of the other experiment")
     parser.add_argument("--cores", type=int, default=os.cpu_count())
     given = parser.parse_args(arguments)
@@ -125,14 +132,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return build(params.load(Path("params.yaml"), *overlay), Path("."))
 
     jobs = {KEY.sub("", output): seconds for log in given.logs for output, seconds in jobs_of(log)}
-    times = Times(plan(given.run), jobs)
+    times = Times([plan(path) for path in given.run], jobs)
     ran = sum(times.sums[kind][1] for kind in times.sums if len(kind) == 1)
     if not ran:
         raise SystemExit(
-            f"none of the {len(jobs)} jobs in these logs is of {given.run}: is it what they ran?"
+            f"none of the {len(jobs)} jobs in these logs is of {', '.join(given.run)}: is it what they ran?"
         )
     hours = sum(times.sums[kind][0] for kind in times.sums if len(kind) == 1) / 3600
-    print(f"{ran:.0f} jobs of {given.run} took {hours:.2f} hours of one job at a time\n")
+    print(f"{ran:.0f} jobs of {', '.join(given.run)} took {hours:.2f} hours of one job at a time\n")
     print(json.dumps(report(times, plan(given.of), given.cores)))
 
 

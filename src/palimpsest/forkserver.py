@@ -71,22 +71,18 @@ def setting() -> str:
 def start() -> subprocess.Popen[bytes] | None:
     """Start a server for this run, which is its parent process. None where there is one, or none can be had (no fork, GPU in use).
 
-    Processes that are started from now on find it by their environment. It takes jobs at once, and begins them when it has loaded what
-    they need.
+    Processes that are started from now on find it by their environment.
     """
     if not hasattr(os, "fork") or setting() or Path("/dev/nvidiactl").exists():
         return None
     path = Path(tempfile.mkdtemp(prefix=PREFIX)) / "socket"
     server = launch(path)
     os.environ[SETTING] = str(path)
-    deadline = time.monotonic() + LISTENS
-    while not path.exists() and server.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.01)
     return server
 
 
 def launch(path: Path) -> subprocess.Popen[bytes]:
-    """A server that listens at `path` until this process ends."""
+    """A server that listens at `path` until this process ends. It takes jobs at once and begins them when it has loaded what they need."""
     environment = {
         **os.environ,
         "OMP_NUM_THREADS": "1",
@@ -94,7 +90,11 @@ def launch(path: Path) -> subprocess.Popen[bytes]:
         "TOKENIZERS_PARALLELISM": "false",
     }
     command = [sys.executable, "-m", "palimpsest.forkserver", str(os.getpid()), str(path)]
-    return subprocess.Popen(command, env=environment)
+    server = subprocess.Popen(command, env=environment)
+    deadline = time.monotonic() + LISTENS
+    while not path.exists() and server.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return server
 
 
 def stop(server: subprocess.Popen[bytes] | None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -120,8 +121,8 @@ def test_the_run_asks_its_server_itself_and_without_one_the_script_does(project:
     tables = []
     for threshold, server in ((0.3, {}), (0.4, {forkserver.SETTING: "0"}), (0.3, {forkserver.SETTING: "0"})):
         project.settings["rules"] = {"official_joined": {"kind": "joined", "threshold": threshold}}
-        for table in project.folder.glob("data/tables/*/cells.*.parquet"):
-            table.unlink()
+        for place in ("data/tables", "reports"):
+            shutil.rmtree(project.folder / place)
         project.environment |= server
         run = project.run()
         assert run.code == 0 and set(run.started) == set(late), run.output
