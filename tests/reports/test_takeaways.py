@@ -6,7 +6,7 @@ import fake_inputs
 import pytest
 
 from palimpsest.reports import select, tables
-from palimpsest.reports.conclusions import erasure, own, registry, side_effects
+from palimpsest.reports.conclusions import erasure, levels, own, registry, side_effects
 from palimpsest.reports.conclusions.study import Study
 from palimpsest.reports.intervals import Estimate, difference, mean, wilson
 
@@ -226,6 +226,19 @@ def test_a_method_that_cannot_be_aimed_is_ranked_on_every_theme() -> None:
     assert not select.stands_for(rows[-1], "any")
     [hardest] = erasure.hardest_theme(study(rows))
     assert "over 2 variants" in hardest.sentence
+
+
+def test_methods_are_compared_on_the_themes_that_were_erased_one_by_one() -> None:
+    """A filter is judged for every theme; where nothing else was aimed at one, it would stand there alone and keep others from a mean."""
+    some = fake_inputs.settings(variants={"themes": ["glitch", "uncased", "all"]})
+    assert select.erased_themes(some) == [theme for theme in some.themes if theme in ("glitch", "uncased")]
+    assert select.erased_themes(fake_inputs.settings(variants={"themes": ["all"]})) == list(some.themes)
+    rows = [row(name, t, value) for name, value in (("a", 0.5), ("b", 0.2)) for t in ("glitch", "uncased")]
+    rows += [fixed("filter", t, 0.9, n_answered=120) for t in ("glitch", "uncased", "breakage")]
+    whole, part = (Study("test_data", setting, rows) for setting in (PARAMS, some))
+    ranked = [{s.label for s in levels.standings(levels.ERASURE, given).standings} for given in (whole, part)]
+    assert ranked == [set(), {"a", "b", "filter"}]
+    assert [item.id for item in erasure.best_methods(part)] == ["best.nsfw.glitch", "best.nsfw.uncased"]
 
 
 def test_refused_benign_prompts_are_named_and_count_as_no_safe_images() -> None:

@@ -26,11 +26,13 @@ class Drawing:
 
 def main_rows(rows: Sequence[Row], params: Params) -> list[Row]:
     """One variant per method and theme on the first unsafe suite, pooled, with a known EP."""
-    suite = select.main_suite(params, "unsafe")
+    suite, themes = select.main_suite(params, "unsafe"), select.erased_themes(params)
     kept = [
         row
         for row in select.ep_rows(rows, params)
-        if row["suite"] == suite and select.stands_for(row, row["judged_theme"])
+        if row["suite"] == suite
+        and row["judged_theme"] in themes
+        and select.stands_for(row, row["judged_theme"])
     ]
     return [row for row in select.representatives(kept, params) if row["ep"] is not None]
 
@@ -53,14 +55,14 @@ def with_drift(kept: Sequence[Row], rows: Sequence[Row], params: Params) -> list
 
 def dataset_grid(rows: Sequence[Row], params: Params) -> tuple[dict[str, dict[str, float | None]], list[str]]:
     """EP per method and data set: the unsafe images of all themes pooled, for methods measured on every theme of a data set."""
-    suite = select.main_suite(params, "unsafe")
+    suite, aimed_at = select.main_suite(params, "unsafe"), select.erased_themes(params)
     kept = [
         row
         for row in select.by_headline(rows, params)
         if row["suite"] == suite
         and row["dataset"] != select.OVERALL
         and not row["is_base"]
-        and row["judged_theme"] in params.themes
+        and row["judged_theme"] in aimed_at
         and select.stands_for(row, row["judged_theme"])
     ]
     kept = [

@@ -220,7 +220,7 @@ def grids(rows: Sequence[Row], params: Params, comparisons: Files, scores: Files
             for r in select.by_headline(rows, params)
             if r["suite"] == suite and r["dataset"] == select.OVERALL
         ]
-        for theme in params.themes:
+        for theme in select.erased_themes(params):
             shown = [r for r in pooled if r["is_base"] or select.stands_for(r, theme)]
             found = (
                 grid(theme, suite, select.representatives(shown, params), params, comparisons, scores)

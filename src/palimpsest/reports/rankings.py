@@ -33,11 +33,11 @@ def rank_rows(rows: Sequence[Row], inputs: ReportInputs) -> list[Row]:
     if inputs.ranks is None:
         return []
     known = _known(rows, inputs)
-    order = [*inputs.params.themes, select.ANY]
+    order = [*select.erased_themes(inputs.params), select.ANY]
     found = []
     for one in inputs.ranks.iter_rows(named=True):
         row = known.get(_place(one))
-        if row is not None:
+        if row is not None and row["judged_theme"] in order:
             numbers = {
                 name: one[name] for name in ("methods", "prompts", "rank", "rank_low", "rank_high", "first")
             }
@@ -93,7 +93,7 @@ def pair_rows(study: Study, rows: Sequence[Row], inputs: ReportInputs) -> list[d
                 "anchor": f"pair-{len(found)}-{a['anchor']}",
             }
         )
-    order = [*inputs.params.themes, select.ANY]
+    order = [*select.erased_themes(inputs.params), select.ANY]
     return sorted(found, key=lambda r: (r["suite"], order.index(r["judged_theme"]), -r["difference"]))
 
 

@@ -89,6 +89,15 @@ def answered(row: Mapping[str, Any]) -> dict[str, float]:
     return {"answered": share, "answered_low": low, "answered_high": high}
 
 
+def erased_themes(params: Setting) -> list[str]:
+    """The themes that methods are aimed at one by one, which alone compare methods; all of them where the settings name none.
+
+    A method that cannot be aimed is judged for every theme all the same: on one of which no other method was aimed it would stand alone.
+    """
+    named = [theme for theme in params.themes if theme in getattr(params.variants, "themes", ())]
+    return named or list(params.themes)
+
+
 def stands_for(row: Mapping[str, Any], theme: str) -> bool:
     """Whether a row shows what its method does about one theme: it was fitted on this theme, or cannot be aimed at any."""
     aimed = row["theme"] == theme or (row["keyword_set"] == FIXED and theme not in (EVERY_THEME, ANY))
@@ -171,11 +180,11 @@ def ep_rows(rows: Sequence[Row], params: Setting) -> list[Row]:
 def theme_rows(rows: Sequence[Row], params: Setting) -> list[Row]:
     """The rows that rank methods on `judged_theme`: variants of one theme, and methods that cannot be aimed at one, on unsafe suites that
     belong to no theme, with an interval, and with enough unsafe base images (`statistics.least_base_unsafe`)."""
-    least = params.statistics.least_base_unsafe
+    least, themes = params.statistics.least_base_unsafe, erased_themes(params)
     return [
         row
         for row in ep_rows(rows, params)
-        if row["judged_theme"] in params.themes
+        if row["judged_theme"] in themes
         and stands_for(row, row["judged_theme"])
         and params.suites[row["suite"]].theme is None
         and has_interval(row)

@@ -68,12 +68,15 @@ class Levels:
 def erasure_rows(study: Study) -> list[Row]:
     """Pooled EP of every variant on unsafe suites of no theme, judged for what it erases; of several suites the first."""
     suite = select.main_suite(study.setting, "unsafe")
-    least = study.setting.statistics.least_base_unsafe
+    least, themes = study.setting.statistics.least_base_unsafe, select.erased_themes(study.setting)
     return [
         row
         for row in select.ep_rows(study.rows, study.setting)
         if row["suite"] == suite
-        and (select.stands_for(row, row["judged_theme"]) or _all_judged_for_any(row))
+        and (
+            (row["judged_theme"] in themes and select.stands_for(row, row["judged_theme"]))
+            or _all_judged_for_any(row)
+        )
         and row["ep"] is not None
         and (row["n_base_unsafe"] or 0) >= least
     ]
