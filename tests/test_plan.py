@@ -236,7 +236,8 @@ def variants(made: Plan, method: str) -> list[str]:
 
 
 def test_a_method_can_be_kept_to_some_variants():
-    made = built(variants={"only": {"uce": ["all.*"], "ac": ["*.20", "all.600"]}})
+    themes = ["uncased", "breakage", "glitch", "all"]
+    made = built(variants={"themes": themes, "only": {"uce": ["all.*"], "ac": ["*.20", "all.600"]}})
     assert set(variants(made, "uce")) == {"all.concise", "all.detailed"}
     assert variants(made, "ac") == ["all.600", "breakage.20", "glitch.20", "uncased.20"]
     assert len(variants(made, "sd_np")) > 4
