@@ -22,6 +22,7 @@ def test_a_finished_project_has_nothing_to_do(project: Project) -> None:
     assert not (project.folder / ".snakemake/scripts").exists()
 
 
+@pytest.mark.pipeline_slow
 def test_editing_one_methods_module_runs_its_cells_the_table_and_the_report(project: Project) -> None:
     project.edit("methods/dusk", "shaded(pipeline, 0.1)", "shaded(pipeline, 0.2)")
     run = project.run()

@@ -17,20 +17,20 @@ MEASURES = {"clip": {"kind": "clip_score", "weights": "models/micro/clip"}}
 
 
 @pytest.fixture(scope="module")
-def inputs(tmp_path_factory: pytest.TempPathFactory) -> ReportInputs:
+def measured(tmp_path_factory: pytest.TempPathFactory) -> ReportInputs:
     made = fake_inputs.make(tmp_path_factory.mktemp("inputs"), images=4)
     return replace(made, quality=fake_inputs.measured(made.cells), measures=MEASURES)
 
 
-def test_the_table_has_a_column_per_measure_and_a_row_per_variant(inputs: ReportInputs) -> None:
-    rows = select.rows_of(inputs)
-    table = quality.quality_table(rows, inputs)
+def test_the_table_has_a_column_per_measure_and_a_row_per_variant(measured: ReportInputs) -> None:
+    rows = select.rows_of(measured)
+    table = quality.quality_table(rows, measured)
     assert table is not None
     heads = [column.label for column in table.columns]
     assert "CLIPScore (micro/clip) ↑" in heads
     assert heads.index("LPIPS drift (micro) ↓") < heads.index("FID (micro) ↓")
     assert table.rows[0]["is_base"]
-    variants = inputs.cells.filter(pl.col("suite") == "coco").select(KEYS).unique()
+    variants = measured.cells.filter(pl.col("suite") == "coco").select(KEYS).unique()
     assert len(table.rows) == len(variants)
     refused = next(row for row in table.rows if row["method"] == "filter")
     assert refused["fid_micro"] is None
@@ -45,17 +45,19 @@ def test_the_front_holds_what_no_other_beats() -> None:
     assert [(row["kept"], row["ep"]) for row in quality.front(found)] == [(0.1, 0.2), (0.2, 0.6), (0.4, 0.9)]
 
 
-def test_the_page_shows_it_all_and_says_nothing_without(inputs: ReportInputs, tmp_path: Path) -> None:
-    page.write_report(inputs, tmp_path / "with")
+def test_the_page_shows_it_all_and_says_nothing_without(
+    measured: ReportInputs, report: Path, tmp_path: Path
+) -> None:
+    page.write_report(measured, tmp_path / "with")
     text = (tmp_path / "with" / "index.html").read_text(encoding="utf-8")
     for piece in ("Quality of images of benign prompts", "Which parts were erased", "CLIPScore (micro/clip)"):
         assert piece in text
     assert (tmp_path / "with" / "figures" / "pareto.svg").exists()
     assert "0.25" in (tmp_path / "with" / "tables" / "grd.csv").read_text(encoding="utf-8")
     assert "fid_micro" in (tmp_path / "with" / "tables" / "quality.csv").read_text(encoding="utf-8")
-    page.write_report(replace(inputs, quality=None, measures={}), tmp_path / "without")
-    assert "Quality of images" not in (tmp_path / "without" / "index.html").read_text(encoding="utf-8")
-    assert not (tmp_path / "without" / "figures" / "pareto.svg").exists()
+    # the report that the tests share has no table of quality
+    assert "Quality of images" not in (report / "index.html").read_text(encoding="utf-8")
+    assert not (report / "figures" / "pareto.svg").exists()
 
 
 def test_every_point_of_a_trade_lies_within_its_panel() -> None:
